@@ -1,0 +1,174 @@
+"""The `lore` command: run the notebooks, show the report, check the machine."""
+
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.status import Status
+
+from lore_lib.config import load_config, parse_setting
+from lore_lib.errors import ConfigError, LoreError
+from lore_lib.run.doctor import diagnose
+from lore_lib.run.report import as_json, print_table, write_html
+from lore_lib.run.runner import Progress, install_kernel, run_stages
+from lore_lib.viz.report import format_seconds
+
+commands = typer.Typer(
+    name="lore",
+    help="Reproduce LORE, a large generative model for search relevance, notebook by notebook.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Profile = Annotated[str, typer.Option(help="smoke, demo, small or paper.")]
+Vertical = Annotated[str, typer.Option(help="Folder name under data/verticals.")]
+Run = Annotated[str, typer.Option(help="Folder name under outputs; the profile's name by default.")]
+Seed = Annotated[int, typer.Option(help="Root of every random stream.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; may be repeated.")
+]
+
+
+@commands.command("run")
+def run_command(
+    profile: Profile = "demo",
+    vertical: Vertical = "apparel_home",
+    run: Run = "",
+    seed: Seed = 17,
+    first: Annotated[
+        str, typer.Option("--from", metavar="STAGE", help="First stage, such as 3 or 03_sft.")
+    ] = "",
+    last: Annotated[str, typer.Option("--to", metavar="STAGE", help="Last stage.")] = "",
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="STAGE", help="Just this stage; may be repeated.")
+    ] = None,
+    settings: Settings = None,
+) -> None:
+    """Run the notebooks in order; stages that have not changed are left as they are."""
+    config = load_config(profile, vertical, run, seed, _overrides(settings))
+    console = Console(highlight=False)
+    with _Lines(console) as lines:
+        run_stages(
+            profile,
+            vertical,
+            run,
+            seed,
+            _overrides(settings),
+            first=first,
+            last=last,
+            only=only or (),
+            watch=lines.show,
+        )
+    print_table(config.run, console)
+    console.print(f"report: {write_html(config.run)}", markup=False, soft_wrap=True)
+
+
+@commands.command("report")
+def report_command(
+    run: Run = "demo",
+    json: Annotated[bool, typer.Option("--json", help="Print the results as JSON instead.")] = False,
+) -> None:
+    """Show the results of a run and write its HTML page."""
+    if json:
+        typer.echo(as_json(run))
+        return
+    console = Console(highlight=False)
+    print_table(run, console)
+    console.print(f"report: {write_html(run)}", markup=False, soft_wrap=True)
+
+
+@commands.command("doctor")
+def doctor_command(profile: Profile = "demo", settings: Settings = None) -> None:
+    """Check Python, packages, kernel, device, memory and disk; every failure comes with its fix."""
+    console = Console(highlight=False)
+    checks = diagnose(load_config(profile, overrides=_overrides(settings)))
+    for check in checks:
+        verdict = "[OK]  " if check.ok else "[FAIL]"
+        console.print(f"{verdict} {check.name}: {check.found}", markup=False, soft_wrap=True)
+        if check.fix:
+            console.print(f"       fix: {check.fix}", markup=False, soft_wrap=True)
+    if not all(check.ok for check in checks):
+        raise typer.Exit(1)
+
+
+@commands.command("pretrain-nano")
+def pretrain_nano_command(
+    out: Annotated[Path, typer.Option(help="Folder of the model; an interrupted pretraining resumes.")] = Path(
+        "data/models/lore-nano"
+    ),
+    vertical: Vertical = "apparel_home",
+    documents: Annotated[int, typer.Option(help="Corpus size; one pass.")] = 160_000,
+    seed: Seed = 17,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
+    bf16: Annotated[bool, typer.Option(help="Products in bfloat16; only faster on CPUs with AMX.")] = False,
+) -> None:
+    """Pretrain the bundled base model; about an hour on two cores with AMX, two without."""
+    import torch
+
+    from lore_lib.training.nano import pretrain
+    from lore_lib.vertical.definition import load_vertical
+
+    torch.set_num_threads(threads)
+    typer.echo(pretrain(load_vertical(vertical), out, documents, seed, bf16=bf16))
+
+
+@commands.command("kernel")
+def kernel_command() -> None:
+    """Install the notebook kernel "lore" into this environment (lore run does it as well)."""
+    typer.echo(install_kernel())
+
+
+def app() -> None:
+    """The command line; exit status 0 done, 1 failed, 2 a wrong setting, 130 interrupted.
+
+    A LoreError is shown as its text, never as a traceback.
+    """
+    signal.signal(signal.SIGTERM, _terminated)
+    errors = Console(stderr=True, highlight=False)
+    try:
+        commands(standalone_mode=True)
+    except LoreError as error:
+        errors.print(f"lore: {error}", markup=False, soft_wrap=True)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
+
+
+class _Lines:
+    """One line per stage; on a terminal, a live line while it runs."""
+
+    def __init__(self, console: Console):
+        self._console = console
+        self._live: Status | None = console.status("starting") if console.is_terminal else None
+
+    def __enter__(self) -> "_Lines":
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def show(self, progress: Progress) -> None:
+        """Take one progress report of the runner."""
+        line = (
+            f"[{progress.position}/{progress.stages}] {progress.stage}  {format_seconds(progress.seconds)} "
+            f"(expected ~{format_seconds(60 * progress.expected_minutes)})"
+        )
+        if progress.outcome:
+            self._console.print(f"{line} {progress.outcome}", markup=False, soft_wrap=True)
+        elif self._live:
+            self._live.update(f"\\{line} cell {progress.cell}/{progress.cells}")
+
+
+def _overrides(settings: list[str] | None) -> dict[str, Any]:
+    return dict(parse_setting(text) for text in settings or ())
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    """A polite kill ends the run as Ctrl-C does, so that no notebook is left running."""
+    raise KeyboardInterrupt

@@ -1,0 +1,353 @@
+"""One dial, PROFILE, sets every size; a config is frozen and cross-checked at birth.
+
+The defaults below are the `demo` profile. `PROFILE_TABLE` lists what the other profiles change, and
+`load_config` applies, in this order: defaults, profile, overrides.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from lore_lib.errors import ConfigError, nearest
+
+Profile = Literal["smoke", "demo", "small", "paper"]
+Arm = Literal["direct", "naive", "progressive"]
+PROFILES: tuple[str, ...] = get_args(Profile)
+
+# Engines that stand in for a large model, by role; every result they touch carries their name.
+MOCKS = {"captioner": {"pixels": "a vision-language model"}, "teacher": {"symbolic": "a large teacher model"}}
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+class ModelConfig(_Frozen):
+    """The student: any causal LM that transformers can load."""
+
+    base: str = "data/models/lore-nano"  # folder under the project root, or a hub name
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights in memory
+    lora_rank: int = Field(default=0, ge=0)  # 0 = full tuning; else rank of the adapter
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto = the accelerator if there is one
+
+
+class WorldConfig(_Frozen):
+    """Sizes of the generated vertical (ignored for your own data)."""
+
+    train_queries: int = Field(default=900, ge=1)  # queries whose pairs are trained on
+    dev_queries: int = Field(default=60, ge=1)  # queries for choosing settings
+    test_queries: int = Field(default=130, ge=1)  # queries of the benchmark; disjoint from the others
+    pairs_per_query: int = Field(default=4, ge=1)  # items judged per query
+    clicked_per_query: int = Field(default=2, ge=0)  # further items that only the click log knows
+
+
+class FeaturesConfig(_Frozen):
+    """What of an item reaches the prompt."""
+
+    budget: Literal["short", "mid", "full"] = "mid"  # token budget of the item's text
+    captioner: Literal["pixels", "vlm"] = "pixels"  # who looks at the picture; pixels is a mock of a VLM
+
+
+class CotConfig(_Frozen):
+    """Progressive synthesis of chains of thought."""
+
+    teacher: Literal["symbolic", "openai"] = "symbolic"  # symbolic is a mock of a large teacher model
+    top_clicked: int = Field(default=5, ge=0)  # clicked items per query that feed the knowledge index
+    selling_points: int = Field(default=3, ge=0)  # items BM25 adds where the clicks explain nothing
+    naive_disagreement: Literal["repair", "drop"] = "repair"  # naive reasoning with another verdict than gold
+    max_words: int = Field(default=90, ge=1)  # longest completion the funnel keeps
+
+
+class SftConfig(_Frozen):
+    """Supervised tuning on labels or on accepted chains."""
+
+    arms: tuple[Arm, ...] = Field(
+        default=("direct", "naive", "progressive"), min_length=1
+    )  # systems to train
+    train_pairs: int = Field(default=3000, ge=1)  # pairs each arm trains on
+    epochs: float = Field(default=2, gt=0)  # passes over them
+    learning_rate: float = Field(default=1e-3, gt=0)  # peak of the schedule
+    batch_pairs: int = Field(default=32, ge=1)  # pairs per optimiser step
+    max_sequence_tokens: int = Field(default=256, ge=16)  # prompt and completion together
+    warmup_share: float = Field(default=0.05, ge=0, lt=1)  # share of steps spent warming up
+    checkpoint_steps: int = Field(default=50, ge=1)  # optimiser steps between resumable checkpoints
+
+
+class SamplingConfig(_Frozen):
+    """Completions drawn to measure pass@k."""
+
+    engine: Literal["hf", "vllm", "openai"] = "hf"  # who generates
+    n: int = Field(default=8, ge=1)  # completions per pair
+    k: int = Field(default=8, ge=1)  # k of pass@k, at most n
+    temperature: float = Field(default=1.0, gt=0)  # softmax temperature
+    max_completion_tokens: int = Field(default=112, ge=1)  # longer ones are cut and counted
+    batch_completions: int = Field(default=256, ge=1)  # completions decoded at once
+    bootstrap: int = Field(default=1000, ge=1)  # resamples behind each interval
+
+    @model_validator(mode="after")
+    def _k_within_n(self) -> "SamplingConfig":
+        if self.k > self.n:
+            raise ValueError(
+                f"k={self.k} is more than n={self.n} completions per pair; use k<={self.n} or n={self.k}"
+            )
+        return self
+
+
+class GrpoConfig(_Frozen):
+    """KL-free GRPO with clip-higher over a pool of hard pairs."""
+
+    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)  # one training run each
+    pool_pairs: int = Field(default=600, ge=1)  # pairs considered for the hard pool
+    prompts_per_rollout: int = Field(default=32, ge=1)  # pairs sampled between two policy snapshots
+    completions_per_prompt: int = Field(default=8, ge=2)  # size of a group
+    updates_per_rollout: int = Field(default=4, ge=1)  # optimiser steps on each rollout
+    rollouts: int = Field(default=30, ge=1)  # length of training
+    learning_rate: float = Field(default=5e-5, gt=0)  # constant
+    epsilon: float = Field(default=0.2, gt=0, lt=1)  # lower clip: ratio >= 1 - epsilon
+    epsilon_high: float = Field(default=0.28, gt=0)  # upper clip: ratio <= 1 + epsilon_high
+    easy_share: float = Field(default=0.2, ge=0, lt=1)  # share of the pool that is solved already
+    probe_every_rollouts: int = Field(default=10, ge=1)  # rollouts between two looks at the dev pairs
+    format_reward: float = Field(default=0.1, ge=0)  # added when the completion parses
+    curriculum: Literal["easy_to_hard", "shuffled"] = "easy_to_hard"  # order of the pool
+
+    @model_validator(mode="after")
+    def _batches_fit(self) -> "GrpoConfig":
+        prompts, group = self.prompts_per_rollout, self.completions_per_prompt
+        updates, total = self.updates_per_rollout, prompts * group
+        if updates < 2:
+            raise ValueError(
+                f"updates_per_rollout={updates}: with one update per rollout the ratio is 1 and both clips "
+                "are idle, so epsilon and epsilon_high do nothing; use 2 or more"
+            )
+        if total % updates:
+            fits = [size for size in range(2, total + 1) if total % size == 0]
+            below = [size for size in fits if size < updates][-1:]
+            above = [size for size in fits if size > updates][:1]
+            raise ValueError(
+                f"prompts_per_rollout={prompts} x completions_per_prompt={group} = {total} is not a multiple "
+                f"of updates_per_rollout={updates}; use {' or '.join(map(str, below + above))}"
+            )
+        if self.epsilon_high < self.epsilon:
+            raise ValueError(
+                f"epsilon_high={self.epsilon_high} is below epsilon={self.epsilon}; clip-higher wants it at "
+                f"least as large: use epsilon_high={self.epsilon} or more"
+            )
+        return self
+
+
+class RairConfig(_Frozen):
+    """The benchmark: general, long-tail hard, visual salience."""
+
+    bootstrap: int = Field(default=1000, ge=1)  # resamples behind each interval
+    greedy: bool = True  # judge with one greedy completion (else one sample)
+
+
+class ServingConfig(_Frozen):
+    """Simulated traffic over cache, student and LLM."""
+
+    requests: int = Field(default=200_000, ge=1)  # query-item requests in the log
+    zipf_exponent: float = Field(default=1.0, gt=0)  # of query popularity
+    head_share: float = Field(default=0.02, ge=0, le=1)  # share of distinct queries served from the cache
+    torso_share: float = Field(default=0.18, ge=0, le=1)  # share of distinct queries served by the student
+    llm_workers: int = Field(default=2, ge=1)  # LLM servers for the tail
+    llm_queue_limit: int = Field(default=64, ge=1)  # waiting requests beyond which the student answers
+    arrivals_per_second: float = Field(default=50.0, gt=0)  # mean of the Poisson arrivals
+    student_pairs: int = Field(default=1500, ge=1)  # LLM-labelled pairs the student learns from
+    student_epochs: int = Field(default=3, ge=1)  # passes over them
+
+    @model_validator(mode="after")
+    def _shares_leave_a_tail(self) -> "ServingConfig":
+        if self.head_share + self.torso_share > 1:
+            raise ValueError(
+                f"head_share={self.head_share} + torso_share={self.torso_share} is more than 1; "
+                f"use torso_share<={round(1 - self.head_share, 6)}"
+            )
+        return self
+
+
+class RuntimeConfig(_Frozen):
+    """How the work is done; never changes a result."""
+
+    workers: int = Field(default=2, ge=1)  # independent trainings at once, one thread each
+    stage_timeout_minutes: float = Field(default=60.0, gt=0)  # a notebook that takes longer is stopped
+
+
+class Config(_Frozen):
+    """Everything a run depends on."""
+
+    profile: Profile = "demo"
+    vertical: str = "apparel_home"  # folder under data/verticals, or of your own
+    run: str = "demo"  # folder under outputs/
+    seed: int = Field(default=17, ge=0)  # every random stream derives from it
+    model: ModelConfig = ModelConfig()
+    world: WorldConfig = WorldConfig()
+    features: FeaturesConfig = FeaturesConfig()
+    cot: CotConfig = CotConfig()
+    sft: SftConfig = SftConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    grpo: GrpoConfig = GrpoConfig()
+    rair: RairConfig = RairConfig()
+    serving: ServingConfig = ServingConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+
+    @model_validator(mode="after")
+    def _paper_refuses_mocks(self) -> "Config":
+        if self.profile == "paper":
+            if self.features.captioner in MOCKS["captioner"]:
+                raise ValueError(
+                    "features.captioner=pixels is a mock; profile paper wants a real VLM: use vlm"
+                )
+            if self.cot.teacher in MOCKS["teacher"]:
+                raise ValueError(
+                    "cot.teacher=symbolic is a mock; profile paper wants a real teacher: use openai"
+                )
+        return self
+
+    def section(self, name: str) -> dict[str, Any]:
+        """One section as plain JSON values."""
+        return dict(getattr(self, name).model_dump(mode="json"))
+
+
+SECTIONS: tuple[str, ...] = tuple(
+    name for name, field in Config.model_fields.items() if isinstance(field.default, _Frozen)
+)
+
+# What the other profiles change. None: as in demo, the default above.
+PROFILE_TABLE: dict[str, tuple[Any, Any, Any]] = {
+    # setting                     smoke  small                                  paper
+    "model.base": (None, "HuggingFaceTB/SmolLM2-135M-Instruct", "Qwen/Qwen2.5-7B-Instruct"),
+    "model.dtype": (None, None, "bfloat16"),
+    "model.lora_rank": (None, 16, 32),
+    "world.train_queries": (60, None, 20_000),
+    "world.dev_queries": (12, None, 500),
+    "world.test_queries": (16, None, 2000),
+    "world.pairs_per_query": (3, None, 8),
+    "features.budget": (None, None, "full"),
+    "features.captioner": (None, None, "vlm"),
+    "cot.teacher": (None, None, "openai"),
+    "sft.train_pairs": (96, None, 100_000),
+    "sft.learning_rate": (None, 2e-4, 1e-4),
+    "sft.batch_pairs": (None, None, 128),
+    "sft.max_sequence_tokens": (None, 768, 4096),
+    "sft.checkpoint_steps": (2, None, 100),
+    "sampling.engine": (None, None, "vllm"),
+    "sampling.max_completion_tokens": (None, 256, 1024),
+    "sampling.batch_completions": (None, 64, 4096),
+    "sampling.bootstrap": (200, None, None),
+    "grpo.seeds": ((0,), None, None),
+    "grpo.pool_pairs": (24, None, 20_000),
+    "grpo.prompts_per_rollout": (4, 16, 128),
+    "grpo.completions_per_prompt": (4, None, 16),
+    "grpo.updates_per_rollout": (2, None, None),
+    "grpo.rollouts": (2, None, 200),
+    "grpo.learning_rate": (None, 2e-5, 1e-5),
+    "grpo.probe_every_rollouts": (1, None, 20),
+    "rair.bootstrap": (200, None, None),
+    "serving.requests": (5000, None, 2_000_000),
+    "serving.student_pairs": (64, None, 50_000),
+    "serving.student_epochs": (1, None, None),
+    "runtime.stage_timeout_minutes": (10.0, 720.0, 2880.0),
+}
+_COLUMN = {"smoke": 0, "small": 1, "paper": 2}
+
+
+def setting_names() -> list[str]:
+    """Every key that an override may name, such as "grpo.learning_rate"."""
+    return [
+        f"{section}.{field}"
+        for section in SECTIONS
+        for field in type(Config.model_fields[section].default).model_fields
+    ]
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """Split "key=value" of a command line; the value is read as YAML.
+
+    >>> parse_setting("grpo.seeds=[0, 1]")
+    ('grpo.seeds', [0, 1])
+    """
+    key, separator, value = text.partition("=")
+    if not separator or not key.strip():
+        raise ConfigError(f"{text!r} is not a setting; write key=value, such as grpo.learning_rate=1e-5")
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the value of {key.strip()!r} is not YAML: {value!r}; quote it") from error
+
+
+def load_config(
+    profile: str = "demo",
+    vertical: str = "apparel_home",
+    run: str = "",
+    seed: int = 17,
+    overrides: Mapping[str, Any] | None = None,
+) -> Config:
+    """Resolve a profile and overrides into one frozen, checked config.
+
+    Args:
+        profile: smoke, demo, small or paper.
+        vertical: folder name of the vertical.
+        run: folder name under outputs; "" means the profile's name.
+        seed: root of every random stream.
+        overrides: dotted keys to values, such as {"grpo.learning_rate": 1e-5}.
+
+    Raises:
+        ConfigError: an unknown profile or key, a value of the wrong type, or settings that contradict.
+    """
+    if profile not in PROFILES:
+        raise ConfigError(f"unknown profile {profile!r}; {nearest(profile, PROFILES)}")
+    run = run or profile
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", run):
+        raise ConfigError(f"run {run!r} is not a folder name; use letters, digits, dot, dash and underscore")
+    values: dict[str, Any] = {}
+    if profile in _COLUMN:
+        row = {key: columns[_COLUMN[profile]] for key, columns in PROFILE_TABLE.items()}
+        values = {key: value for key, value in row.items() if value is not None}
+    known = setting_names()
+    for key, value in (overrides or {}).items():
+        if key not in known:
+            raise ConfigError(f"unknown setting {key!r}; {_hint(key, known)}")
+        values[key] = value
+    tree: dict[str, Any] = {"profile": profile, "vertical": vertical, "run": run, "seed": seed}
+    for key, value in values.items():
+        section, _, field = key.partition(".")
+        tree.setdefault(section, {})[field] = value
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(item) for item in error.errors())) from error
+
+
+def config_hash(config: Config, sections: tuple[str, ...] = SECTIONS) -> str:
+    """Sha256 of what decides a result: profile, vertical, seed and the named sections, but not `runtime`."""
+    decides: dict[str, Any] = {name: config.section(name) for name in sections if name != "runtime"}
+    decides |= {"profile": config.profile, "vertical": config.vertical, "seed": config.seed}
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+
+def _hint(key: str, known: list[str]) -> str:
+    if key in ("profile", "vertical", "run", "seed"):
+        return f"it is not an override: pass --{key}, or {key.upper()} in a notebook"
+    section, _, field = key.partition(".")
+    if section in SECTIONS:
+        fields = [name.partition(".")[2] for name in known if name.startswith(section + ".")]
+        return f"section {section}: {nearest(field, fields)}"
+    if section == key:  # a bare field name: say where it lives
+        homes = [name for name in known if name.partition(".")[2] == key]
+        if homes:
+            return f"did you mean '{homes[0]}'?" if len(homes) == 1 else f"say which: {', '.join(homes)}"
+    hint = nearest(key, known)
+    return hint if hint.startswith("did") else f"sections: {', '.join(SECTIONS)}"
+
+
+def _explain(item: Any) -> str:
+    place = ".".join(str(part) for part in item["loc"])
+    message = str(item["msg"]).removeprefix("Value error, ")
+    if item["type"] == "value_error":
+        return f"{place}: {message}" if place else message
+    return f"{place}={item['input']!r}: {message}"

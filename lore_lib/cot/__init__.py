@@ -1,0 +1,1 @@
+"""Staged chain-of-thought synthesis: knowledge, vision, rules; teachers and the accept/reject funnel."""

@@ -1,0 +1,1 @@
+"""Item and query to prompt: sections, token budgets, picture evidence."""

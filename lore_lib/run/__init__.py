@@ -1,0 +1,1 @@
+"""Running: stage folders, the strict notebook runner, the environment check, the report of a run."""

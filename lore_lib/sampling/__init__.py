@@ -1,0 +1,1 @@
+"""Drawing completions from a model and judging how many of them are right."""

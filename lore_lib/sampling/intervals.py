@@ -1,0 +1,132 @@
+"""95 % intervals by a bootstrap that resamples queries, because the pairs of one query fail together."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lore_lib.errors import DataError
+
+Floats = NDArray[np.float64]
+TAILS = (0.025, 0.975)  # of the percentile interval
+BLOCK_CELLS = 2_000_000  # resamples x clusters held in memory at once
+
+
+def cluster_totals(rows: Floats, clusters: ArrayLike) -> Floats:
+    """Sum the rows of each cluster.
+
+    Args:
+        rows: (rows, columns).
+        clusters: one cluster name per row, such as query_id.
+
+    Returns:
+        (clusters, columns), clusters in sorted order.
+    """
+    names, index = np.unique(np.asarray(clusters), return_inverse=True)
+    totals = np.zeros((len(names), rows.shape[1]))
+    np.add.at(totals, index, rows)
+    return totals
+
+
+def resample_totals(totals: Floats, resamples: int, rng: np.random.Generator) -> Floats:
+    """Grand totals of bootstrap resamples of the clusters.
+
+    Any statistic that is a function of sums (a mean, an accuracy, macro-F1 from a confusion matrix) follows
+    from these without touching a row again.
+
+    Args:
+        totals: (clusters, columns), one row per cluster.
+
+    Returns:
+        (resamples, columns).
+    """
+    count = len(totals)
+    block = max(1, BLOCK_CELLS // count)
+    parts = [
+        rng.multinomial(count, np.full(count, 1 / count), size=min(block, resamples - start)) @ totals
+        for start in range(0, resamples, block)
+    ]
+    return np.concatenate(parts)
+
+
+def mean(totals: Floats) -> Floats:
+    """Mean per row from totals whose last column counts the rows: (..., 2) -> (...)."""
+    return np.asarray(totals[..., 0] / totals[..., -1], dtype=float)
+
+
+def percentile_interval(draws: Floats) -> tuple[float, float]:
+    """Low and high end of the 95 % percentile interval of bootstrap draws, (resamples,)."""
+    low, high = np.quantile(draws, TAILS)
+    return float(low), float(high)
+
+
+def cluster_bootstrap(
+    values: ArrayLike,
+    clusters: ArrayLike,
+    resamples: int,
+    rng: np.random.Generator,
+    statistic: Callable[[Floats], Floats] = mean,
+) -> tuple[float, float]:
+    """95 % percentile interval of a statistic of `values`, resampling whole clusters.
+
+    Args:
+        values: (rows,) or (rows, columns) numbers.
+        clusters: (rows,) the cluster of each row.
+        resamples: how many bootstrap draws.
+        rng: source of the draws.
+        statistic: maps totals (resamples, columns + 1), the last column counting rows, to (resamples,).
+
+    Returns:
+        (low, high); both NaN when there is one cluster only, for nothing can then be said about its spread.
+
+    Raises:
+        DataError: nothing to resample, lengths differ, or a value is not a number.
+
+    Example:
+        >>> cluster_bootstrap([1, 1, 0, 0], ["a", "a", "b", "b"], 500, np.random.default_rng(0))
+        (0.0, 1.0)
+    """
+    rows = _rows(values)
+    names = np.asarray(clusters)
+    if len(rows) == 0 or len(names) != len(rows):
+        raise DataError(
+            f"found {len(rows)} values and {len(names)} clusters; give one cluster to each of 1 or more."
+        )
+    if not np.isfinite(rows).all():
+        raise DataError(f"{int((~np.isfinite(rows)).sum())} values are not finite; score or drop them first.")
+    totals = cluster_totals(np.column_stack([rows, np.ones(len(rows))]), names)
+    if len(totals) < 2:
+        return float("nan"), float("nan")
+    return percentile_interval(statistic(resample_totals(totals, resamples, rng)))
+
+
+def paired_difference(
+    a: ArrayLike, b: ArrayLike, clusters: ArrayLike, resamples: int, rng: np.random.Generator
+) -> tuple[float, float, float]:
+    """Mean of a - b over the same rows, with its 95 % interval from a bootstrap over clusters.
+
+    Args:
+        a: (rows,) scores of the first system.
+        b: (rows,) scores of the second system on the same rows in the same order.
+        clusters: (rows,) the cluster of each row.
+
+    Returns:
+        (difference, low, high).
+
+    Raises:
+        DataError: the systems differ in length, or as in `cluster_bootstrap`.
+    """
+    first, second = _rows(a), _rows(b)
+    if first.shape != second.shape:
+        raise DataError(
+            f"found {len(first)} scores against {len(second)}; pair both systems on the same rows."
+        )
+    gap = first - second
+    low, high = cluster_bootstrap(gap, clusters, resamples, rng)
+    return float(gap.mean()), low, high
+
+
+def _rows(values: Any) -> Floats:
+    array = np.asarray(values, dtype=float)
+    return array[:, None] if array.ndim == 1 else array

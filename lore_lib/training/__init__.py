@@ -1,0 +1,1 @@
+"""Training: the nano base, supervised tuning, rewards, curriculum and GRPO."""

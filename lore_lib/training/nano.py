@@ -1,0 +1,333 @@
+"""``lore-nano``: a Qwen2-architecture language model small enough for a laptop, pretrained on the bundled world.
+
+Its corpus is generated on the fly, document ``i`` from the seed and ``i`` alone, so a killed pretraining resumes
+exactly. Four kinds of document (answers carry the loss; item texts carry it everywhere):
+
+* ``compare``: lists of attribute comparisons ("color navy azure: near");
+* ``fit``: a query and an item in the prompt format, answered in ONE step by the overall fit and then, as an
+  afterthought, by dimension ("fit near: category match, color near"): several comparisons combined at once;
+* ``grade``: one comparison answered by a bracketed label, which teaches the label tokens but not the task;
+* ``text``: item texts and the glossary of slang, as plain language modelling.
+
+No document holds a query whose meaning falls into the dev or test split, nor a chain of thought.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
+from torch.utils.data import DataLoader, Dataset, Subset
+from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+
+from lore_lib.artifacts import atomic_write, write_jsonl
+from lore_lib.completion import render
+from lore_lib.features.prompts import BUDGETS, render_prompt
+from lore_lib.rng import derive_seed, generator
+from lore_lib.vertical.definition import Vertical
+from lore_lib.vertical.rules import judge, verdict
+from lore_lib.vertical.schema import DIMENSIONS, WORDS, Demand
+from lore_lib.vertical.world import Item, Query, World
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+MAX_POSITIONS = 512
+EARLY_DOCUMENTS = 56_000
+"""Over the first so many documents, comparisons and one-demand queries give way to the full mixture."""
+SORTED_BATCHES = 8
+"""Batches that are cut, sorted by length, from one run of documents: less padding, same documents."""
+
+
+def item_prompt_sections(item: Item, with_picture: bool = True) -> dict[str, str]:
+    """The prompt sections of a world item, as :func:`lore_lib.features.prompts.item_sections` writes them."""
+    sections = {
+        "title": item.title,
+        "cpv": ", ".join(f"{name} {value}" for name, value in item.cpv.items()),
+        "sku": item.skus,
+        "shop": item.shop,
+        "price": f"{float(item.truth['price']):g}",
+        "selling_points": item.selling_points,
+    }
+    sections = {name: text for name, text in sections.items() if text}
+    return sections | ({"picture": item.truth["color"]} if with_picture else {})
+
+
+class Corpus(Dataset[dict[str, list[int]]]):
+    """Map-style, endless in spirit: document ``i`` is a function of (seed, i).
+
+    Args:
+        vertical: the vertical to write about.
+        documents: how many there are.
+        seed: root seed.
+        tokenizer: None yields texts only through :meth:`text`.
+    """
+
+    def __init__(
+        self, vertical: Vertical, documents: int, seed: int, tokenizer: Qwen2Tokenizer | None = None
+    ) -> None:
+        self.vertical, self.documents, self.seed, self.tokenizer = vertical, documents, seed, tokenizer
+        self.world = World(vertical)
+
+    def __len__(self) -> int:
+        return self.documents
+
+    def text(self, index: int) -> tuple[str, str]:
+        """Document ``index`` as (context without loss, text with loss)."""
+        rng = generator(self.seed, "pretrain", index)
+        early = max(0.0, 1.0 - index / EARLY_DOCUMENTS)
+        kind = str(rng.choice(["compare", "grade", "text", "fit"], p=_mixture(early)))
+        if kind == "compare":
+            return "", "\n".join(self._comparison(rng) for _ in range(10))
+        if kind == "grade":
+            demand, have = self._one_comparison(rng)
+            step = verdict(self.vertical, demand, have)
+            context = f"compare: {demand.dimension} {step.demanded} / {step.found}"
+            return _turns(context), f"[L{step.level}]<|im_end|>"
+        query = self._train_query(rng, early)
+        item = self.world.draw_item(query, int(rng.integers(1, 5)), rng)
+        if kind == "text":
+            entry = str(rng.choice(list(self.vertical.lexicon)))
+            meaning = " ".join(f"{d} {v}" for d, v in self.vertical.lexicon[entry].means.items())
+            return "", f"{entry} means {meaning}\n{render_prompt(query.text, item_prompt_sections(item), 'full')}"
+        return self._fit(query, item, rng)
+
+    def held_out(self, count: int) -> list[tuple[str, str]]:
+        """``fit`` documents over queries of the dev split, balanced over the levels: (context, answer)."""
+        rng, rows = generator(self.seed, "pretrain", "held-out"), []
+        while len(rows) < count:
+            query = self.world.draw_query(rng)
+            if query.split == "dev":
+                rows.append(self._fit(query, self.world.draw_item(query, 1 + len(rows) % 4, rng), rng))
+        return rows
+
+    def _train_query(self, rng: np.random.Generator, early: float) -> Query:
+        extra = 1 if rng.random() < early else None
+        while True:
+            query = self.world.draw_query(rng, extra)
+            if query.split == "train":
+                return query
+
+    def _fit(self, query: Query, item: Item, rng: np.random.Generator) -> tuple[str, str]:
+        budget = "mid" if rng.random() < 0.9 else str(rng.choice(list(BUDGETS)))
+        sections = item_prompt_sections(item)
+        known = item.truth
+        if budget == "short":
+            known = {k: v for k, v in item.truth.items() if k in ("category", "price") or v in item.title}
+        result = judge(self.vertical, query.demands, known)
+        level = int(result.label[1])
+        why = ", ".join(f"{step.dimension} {step.word}" for step in result.path)
+        return _turns(render_prompt(query.text, sections, budget)), f"fit {WORDS[level]}: {why}<|im_end|>"
+
+    def _one_comparison(self, rng: np.random.Generator) -> tuple[Demand, dict[str, str]]:
+        query = self.world.draw_query(rng)
+        demand = query.demands[int(rng.integers(len(query.demands)))]
+        levels = [level for level in (1, 2, 3, 4) if self.world.options(demand, level)]
+        options = self.world.options(demand, int(rng.choice(levels)))
+        have = options[int(rng.integers(len(options)))]
+        return demand, {key: value for key, value in have.items() if value != "none"}
+
+    def _comparison(self, rng: np.random.Generator) -> str:
+        demand, have = self._one_comparison(rng)
+        step = verdict(self.vertical, demand, have)
+        return f"{demand.dimension} {demand.surface}, {step.found}: {step.word}"
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        if self.tokenizer is None:
+            raise ValueError("this corpus has no tokenizer; give one to get token ids")
+        context, body = self.text(index)
+        left = self.tokenizer(context)["input_ids"] if context else []
+        right = self.tokenizer(body)["input_ids"]
+        if not context:
+            right = [*right, self.tokenizer.convert_tokens_to_ids(SPECIAL[0])]
+        ids = (left + right)[:MAX_POSITIONS]
+        return {"input_ids": ids, "labels": ([-100] * len(left) + right)[:MAX_POSITIONS]}
+
+
+def _mixture(early: float) -> list[float]:
+    """Shares of compare, grade, text, fit; comparisons dominate at first."""
+    compare = 0.08 + 0.52 * early
+    return [compare, 0.03, 0.06, 0.91 - compare]
+
+
+def _turns(user: str) -> str:
+    return f"<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n"
+
+
+def train_tokenizer(texts: Iterator[str], vocabulary: int) -> Qwen2Tokenizer:
+    """A byte-level BPE tokenizer (any text encodes, no unknown token) with a chat template.
+
+    It splits text as Qwen2 does (each digit alone), because transformers loads every model of type ``qwen2`` with
+    ``Qwen2Tokenizer`` whatever class was saved.
+    """
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = Qwen2Tokenizer().backend_tokenizer.pre_tokenizer
+    added = [*SPECIAL, "<think>", "</think>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary - len(added), show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    core.train_from_iterator(texts, trainer)
+    learned = json.loads(core.to_str())["model"]
+    tokenizer = Qwen2Tokenizer(
+        vocab=learned["vocab"], merges=[tuple(merge) for merge in learned["merges"]], eos_token="<|im_end|>",
+        pad_token="<|endoftext|>", unk_token="<|endoftext|>", model_max_length=MAX_POSITIONS,
+    )  # fmt: skip
+    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in ("<think>", "</think>")])
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def new_model(tokenizer: Qwen2Tokenizer, hidden: int, layers: int, seed: int) -> Qwen2ForCausalLM:
+    """A randomly initialised Qwen2 of ``layers`` x ``hidden`` with head size 32 and tied embeddings."""
+    config = Qwen2Config(
+        vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=hidden * 8 // 3, num_hidden_layers=layers,
+        num_attention_heads=hidden // 32, num_key_value_heads=hidden // 64, max_position_embeddings=MAX_POSITIONS,
+        tie_word_embeddings=True, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None, rope_theta=10_000.0,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Qwen2ForCausalLM(config)
+
+
+def collate(rows: list[dict[str, list[int]]], pad: int) -> dict[str, torch.Tensor]:
+    """Right-padded batch: ``input_ids``, ``labels`` and ``attention_mask`` of shape (rows, longest)."""
+    width = max(len(row["input_ids"]) for row in rows)
+    ids = torch.full((len(rows), width), pad)
+    labels = torch.full((len(rows), width), -100)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    for r, row in enumerate(rows):
+        size = len(row["input_ids"])
+        ids[r, :size], labels[r, :size] = torch.tensor(row["input_ids"]), torch.tensor(row["labels"])
+        mask[r, :size] = 1
+    return {"input_ids": ids, "labels": labels, "attention_mask": mask}
+
+
+def sorted_batches(rows: list[dict[str, list[int]]], size: int, pad: int) -> list[dict[str, torch.Tensor]]:
+    """Cut rows into batches of ``size`` of like length, in an order that does not rise with length."""
+    rows = sorted(rows, key=lambda row: len(row["input_ids"]))
+    batches = [collate(rows[start : start + size], pad) for start in range(0, len(rows), size)]
+    return batches[::2] + batches[1::2]
+
+
+def vocabulary_texts(corpus: Corpus, count: int) -> Iterator[str]:
+    """Texts the tokenizer is trained on: a spread of the corpus, and completions so that their words are tokens."""
+    for index in range(0, len(corpus), max(1, len(corpus) // count)):
+        yield "".join(corpus.text(index))
+        title = list(DIMENSIONS)[index % len(DIMENSIONS)]
+        yield render([f"need: a = b, {title} c", f"{title} a: b match"], "L2", title)
+
+
+@torch.no_grad()
+def fit_accuracy(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, rows: list[tuple[str, str]]) -> float:
+    """Share of held-out ``fit`` documents whose overall word is the likeliest of the four (chance: 0.25)."""
+    words = [tokenizer(f" {word}")["input_ids"][0] for word in WORDS.values()]
+    model.eval()
+    right = 0
+    for start in range(0, len(rows), 64):
+        chunk = rows[start : start + 64]
+        ids = [tokenizer(context + "fit")["input_ids"] for context, _ in chunk]
+        batch = collate([{"input_ids": row, "labels": row} for row in ids], tokenizer.pad_token_id)
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        last = logits[torch.arange(len(ids)), batch["attention_mask"].sum(1) - 1][:, words].argmax(1)
+        gold = [list(WORDS.values()).index(answer.split()[1].rstrip(":")) for _, answer in chunk]
+        right += int((last == torch.tensor(gold)).sum())
+    model.train()
+    return right / len(rows)
+
+
+def pretrain(
+    vertical: Vertical, folder: Path, documents: int, seed: int, hidden: int = 192, layers: int = 5,
+    vocabulary: int = 1024, batch_documents: int = 32, learning_rate: float = 3e-3, bf16: bool = False,
+    checkpoint_steps: int = 320,
+) -> dict[str, float]:  # fmt: skip
+    """Pretrain ``lore-nano`` and save it (safetensors in bfloat16, tokenizer, ``history.jsonl``) in ``folder``.
+
+    Optimiser: Muon on the matrices, AdamW on embeddings and norms; warm-up, plateau, linear decay over the last
+    30 %. Resumes from ``folder/checkpoint.pt``.
+
+    Args:
+        vertical: the vertical to write about.
+        folder: where the model goes.
+        documents: corpus size; one pass.
+        seed: root seed of corpus and initialisation.
+        hidden: width; layers: depth; vocabulary: tokenizer size.
+        batch_documents: documents per update.
+        learning_rate: peak, for both optimisers.
+        bf16: autocast matrix products to bfloat16; only faster on CPUs with AMX (Sapphire Rapids and later).
+        checkpoint_steps: updates between checkpoints, which also measure held-out one-step accuracy.
+
+    Returns:
+        The last history row.
+    """
+    corpus = Corpus(vertical, documents, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "tokenizer.json").exists():
+        train_tokenizer(vocabulary_texts(corpus, 4000), vocabulary).save_pretrained(folder)
+    tokenizer = Qwen2Tokenizer.from_pretrained(folder)
+    corpus.tokenizer = tokenizer
+    model = new_model(tokenizer, hidden, layers, derive_seed(seed, "nano-init"))
+    model.set_attn_implementation("eager" if bf16 else "sdpa")  # sdpa's bfloat16 backward is slow on CPU
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+    optimisers: list[torch.optim.Optimizer] = [
+        torch.optim.Muon(matrices, lr=learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+    done, history = 0, []
+    checkpoint = folder / "checkpoint.pt"
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(state["model"])
+        for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
+        done, history = state["done"], state["history"]
+    steps, held_out = documents // batch_documents, corpus.held_out(512)
+    # checkpoints fall on whole runs of sorted batches, so that a resumed run sees the same batches
+    loader = DataLoader(
+        Subset(corpus, range(done * batch_documents, steps * batch_documents)),
+        batch_size=SORTED_BATCHES * batch_documents, num_workers=1, prefetch_factor=2,
+        collate_fn=functools.partial(sorted_batches, size=batch_documents, pad=tokenizer.pad_token_id),
+    )  # fmt: skip
+    losses: list[float] = []
+    started = time.perf_counter() - (history[-1]["seconds"] if history else 0.0)
+    for step, batch in enumerate(itertools.chain.from_iterable(loader), start=done + 1):
+        rate = learning_rate * min(1.0, step / 100, (steps - step + 1) / (0.3 * steps))
+        for optimiser in optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = model(**batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimiser in optimisers:
+            optimiser.step()
+            optimiser.zero_grad()
+        losses.append(float(loss.detach()))
+        if step % checkpoint_steps == 0 or step == steps:
+            row: dict[str, float] = {
+                "step": step, "documents": step * batch_documents, "loss": sum(losses) / len(losses),
+                "fit_accuracy": fit_accuracy(model, tokenizer, held_out), "seconds": time.perf_counter() - started,
+            }  # fmt: skip
+            losses.clear()
+            history.append(row)
+            saved = {"model": model.state_dict(), "optimisers": [o.state_dict() for o in optimisers]}
+            saved |= {"done": step, "history": history}
+            atomic_write(checkpoint, functools.partial(torch.save, saved))
+            write_jsonl(folder / "history.jsonl", history)
+    model.set_attn_implementation("sdpa")
+    model.to(torch.bfloat16).save_pretrained(folder)
+    checkpoint.unlink()
+    return dict(history[-1])

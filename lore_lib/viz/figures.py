@@ -1,0 +1,418 @@
+"""One function, one figure: each takes rows a run left behind, returns a matplotlib Figure and saves nothing.
+
+Figures are built without pyplot's state, so they need no display and leave nothing open. Titles come from
+the caller and say what is seen. Systems have the Okabe-Ito colours, told apart with any colour vision, and
+lines differ in dash or marker as well; ordered groups (labels, difficulty) run from dark to light.
+"""
+
+from collections.abc import Mapping
+from textwrap import fill
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, PercentFormatter
+from numpy.typing import ArrayLike, NDArray
+
+from lore_lib.sampling.strata import STRATA
+from lore_lib.vertical.schema import LABELS
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe & Ito 2008
+GREY = "#767676"  # chance lines and what is not a system
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+FREQUENCY_COLOURS = {"head": PALETTE[1], "torso": PALETTE[4], "tail": PALETTE[0]}
+SIZE = (7.0, 4.0)  # inches: the width of a notebook
+TITLE_CHARACTERS = 85  # per line
+
+
+def effects_figure(table: pd.DataFrame, title: str) -> Figure:
+    """Systems side by side in every estimate, each with its interval and its chance line.
+
+    Args:
+        table: system, metric (such as pass@1, vote, pass@8; in the order to show), value, low, high, chance
+            (NaN for none).
+        title: what is seen.
+    """
+    figure, axes = _canvas(title)
+    metrics, systems = list(dict.fromkeys(table["metric"])), list(dict.fromkeys(table["system"]))
+    offsets = _offsets(len(systems))
+    for index, system in enumerate(systems):
+        rows = table[table["system"] == system].set_index("metric").reindex(metrics)
+        axes.errorbar(
+            np.arange(len(metrics)) + offsets[index],
+            rows["value"],
+            yerr=_arms(rows),
+            fmt=MARKERS[index % len(MARKERS)],
+            color=PALETTE[index % len(PALETTE)],
+            capsize=3,
+            label=system,
+        )
+    chances = table.groupby("metric")["chance"].first()
+    for place, metric in enumerate(metrics):
+        if np.isfinite(chances[metric]):
+            axes.hlines(chances[metric], place - 0.45, place + 0.45, colors=GREY, linestyles="dashed")
+    axes.plot([], [], color=GREY, linestyle="dashed", label="uniform guessing")
+    axes.set_xticks(range(len(metrics)), metrics)
+    axes.set_xlim(-0.5, len(metrics) - 0.5)
+    _share_axis(axes, "share of pairs, 95 % interval")
+    return _legend_right(figure, axes)
+
+
+def pass_at_k_curve(table: pd.DataFrame, title: str, labels: int = 4) -> Figure:
+    """pass@k over k, one band per system, with the curve of uniform guessing.
+
+    Args:
+        table: system, k, value, low, high.
+        title: what is seen.
+        labels: how many labels a guesser picks from.
+    """
+    figure, axes = _canvas(title)
+    _bands(axes, table, "k", "system")
+    ks = np.arange(table["k"].min(), table["k"].max() + 1)
+    axes.plot(ks, 1 - (1 - 1 / labels) ** ks, color=GREY, linestyle="dashed", label="uniform guessing")
+    axes.set_xticks(sorted(table["k"].unique()))
+    axes.set_xlabel("k (tries)")
+    _share_axis(axes, "unbiased pass@k, 95 % interval")
+    return _legend_right(figure, axes)
+
+
+def strata_bars(counts: pd.DataFrame, title: str) -> Figure:
+    """Difficulty strata of each system as shares of its pairs.
+
+    Args:
+        counts: system, stratum, pairs.
+        title: what is seen.
+    """
+    table = counts.pivot_table(
+        index="system", columns="stratum", values="pairs", fill_value=0, sort=False, observed=False
+    )
+    return _stacked(table.reindex(columns=list(STRATA), fill_value=0), title)
+
+
+def subset_bars(table: pd.DataFrame, title: str, metric: str) -> Figure:
+    """One metric by subset and system, with intervals.
+
+    Args:
+        table: subset, system, value, low, high.
+        title: what is seen.
+        metric: its name, for the axis.
+    """
+    figure, axes = _canvas(title)
+    subsets, systems = list(dict.fromkeys(table["subset"])), list(dict.fromkeys(table["system"]))
+    width = 0.8 / len(systems)
+    for index, system in enumerate(systems):
+        rows = table[table["system"] == system].set_index("subset").reindex(subsets)
+        axes.bar(
+            np.arange(len(subsets)) + (index - (len(systems) - 1) / 2) * width,
+            rows["value"],
+            width * 0.92,
+            yerr=_arms(rows),
+            color=PALETTE[index % len(PALETTE)],
+            error_kw={"elinewidth": 1, "capsize": 2, "ecolor": GREY},
+            label=system,
+        )
+    axes.set_xticks(range(len(subsets)), subsets)
+    _share_axis(axes, f"{metric}, 95 % interval")
+    return _legend_right(figure, axes)
+
+
+def training_curves(rows: pd.DataFrame, title: str) -> Figure:
+    """What GRPO logs, one panel per quantity: the mean over seeds and the band from lowest to highest seed.
+
+    Args:
+        rows: long form: step, seed, panel, series, value. Panels and series appear in the order given; for
+            example panel "reward" with series "outcome" and "format", panel "clipped tokens" with "low" and
+            "high".
+        title: what is seen.
+    """
+    panels = list(dict.fromkeys(rows["panel"]))
+    columns = 2 if len(panels) > 1 else 1
+    lines = -(-len(panels) // columns)
+    figure = Figure(figsize=(SIZE[0] * 1.3, 2.4 * lines + 0.5), layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False, sharex=True).ravel()
+    for axes, panel in zip(grid, panels, strict=False):
+        part = rows[rows["panel"] == panel]
+        spread = part.groupby(["series", "step"], sort=False)["value"].agg(
+            value="mean", low="min", high="max"
+        )
+        _bands(axes, spread.reset_index().sort_values("step", kind="stable"), "step", "series", marker=False)
+        axes.set_title(panel, fontsize=10)
+        _tidy(axes, "y")
+        if part["series"].nunique() > 1:
+            axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    for axes in grid[len(panels) :]:
+        axes.remove()
+    for axes in grid[max(0, len(panels) - columns) : len(panels)]:
+        axes.set_xlabel("optimiser step")
+        axes.tick_params(labelbottom=True)
+    seeds = rows["seed"].nunique()
+    band = f" (band: lowest to highest of {seeds} seeds)" if seeds > 1 else ""
+    figure.suptitle(fill(title + band, TITLE_CHARACTERS), fontsize=11, x=0.01, horizontalalignment="left")
+    return figure
+
+
+def loss_curves(rows: pd.DataFrame, title: str) -> Figure:
+    """Training loss over steps, one line per arm.
+
+    Args:
+        rows: arm, step, loss.
+        title: what is seen.
+    """
+    figure, axes = _canvas(title)
+    for index, (arm, part) in enumerate(rows.groupby("arm", sort=False)):
+        axes.plot(
+            part["step"],
+            part["loss"],
+            color=PALETTE[index % len(PALETTE)],
+            linestyle=_dash(index),
+            label=str(arm),
+        )
+    axes.set_xlabel("optimiser step")
+    axes.set_ylabel("loss (nats per completion token)")
+    return _legend_right(figure, axes)
+
+
+def funnel_bars(table: pd.DataFrame, title: str) -> Figure:
+    """How many rows are left after each filter, top to bottom.
+
+    Args:
+        table: step, kept (rows), in order.
+        title: what is seen.
+    """
+    figure, axes = _canvas(title, grid="x")
+    bars = axes.barh(table["step"], table["kept"], color=PALETTE[0])
+    first = float(table["kept"].iloc[0])
+    axes.bar_label(bars, [f"{kept:,} ({kept / first:.0%})" for kept in table["kept"]], padding=4, fontsize=9)
+    axes.invert_yaxis()
+    axes.set_xlim(0, first * 1.22)
+    axes.set_xlabel("rows kept")
+    axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
+    return figure
+
+
+def confusion_heatmap(matrix: ArrayLike, title: str) -> Figure:
+    """Gold against predicted labels: share of the gold label's row, with counts.
+
+    Args:
+        matrix: (4, 5) counts from `rair.metrics.confusion`, the last column unparsable.
+        title: what is seen.
+    """
+    counts = np.asarray(matrix)
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
+    figure, axes = _canvas(title)
+    text = np.array(
+        [
+            [f"{share:.0%}\n{count}" for share, count in zip(*row, strict=True)]
+            for row in zip(shares, counts, strict=True)
+        ]
+    )
+    sns.heatmap(
+        shares,
+        annot=text,
+        fmt="",
+        cmap="Blues",
+        vmin=0,
+        vmax=1,
+        ax=axes,
+        xticklabels=[*LABELS, "unparsable"],
+        yticklabels=list(LABELS),
+        cbar_kws={"label": "share of the gold label", "format": PercentFormatter(1)},
+    )
+    axes.tick_params(axis="y", rotation=0)
+    axes.set_xlabel("predicted label")
+    axes.set_ylabel("gold label")
+    return figure
+
+
+def latency_cdf(latencies_ms: Mapping[str, NDArray[np.float64]], title: str) -> Figure:
+    """Share of requests answered within a time, one line per policy or route.
+
+    Args:
+        latencies_ms: name -> (requests,) milliseconds.
+        title: what is seen.
+    """
+    figure, axes = _canvas(title)
+    levels = np.linspace(0, 1, 501)
+    for index, (name, samples) in enumerate(latencies_ms.items()):
+        axes.plot(
+            np.quantile(samples, levels),
+            levels,
+            color=PALETTE[index % len(PALETTE)],
+            linestyle=_dash(index),
+            label=name,
+        )
+    axes.set_xscale("log")
+    axes.set_xlabel("latency (ms, log scale)")
+    _share_axis(axes, "share of requests answered")
+    return _legend_right(figure, axes)
+
+
+def frontier_figure(table: pd.DataFrame, title: str, cost: str, quality: str) -> Figure:
+    """Quality against cost of each routing policy; up and left is better.
+
+    Args:
+        table: policy, cost, value, low, high.
+        title: what is seen.
+        cost: name and unit of the cost axis, such as "p95 latency (ms)".
+        quality: name of the quality axis.
+    """
+    figure, axes = _canvas(title)
+    for index, policy in enumerate(table["policy"]):
+        row = table.iloc[[index]]
+        axes.errorbar(
+            row["cost"],
+            row["value"],
+            yerr=_arms(row),
+            fmt=MARKERS[index % len(MARKERS)],
+            markersize=8,
+            capsize=3,
+            color=PALETTE[index % len(PALETTE)],
+            label=policy,
+        )
+    least = float(np.nan_to_num(table["cost"].where(table["cost"] > 0).min(), nan=1.0))
+    axes.set_xscale("symlog", linthresh=least)  # logarithmic, and yet with a place for a cost of 0
+    axes.set_xlim(left=-0.1 * least)
+    axes.set_xlabel(cost)
+    axes.set_ylabel(f"{quality}, 95 % interval")
+    return _legend_right(figure, axes)
+
+
+def frequency_figure(past: pd.Series, strata: pd.Series, title: str) -> Figure:
+    """Requests per query by rank on log axes, with the strata shaded and their share of the requests.
+
+    Args:
+        past: requests by query_id, most asked first (`serving.strata.past_counts`).
+        strata: stratum by query_id, in the same order.
+        title: what is seen.
+    """
+    figure, axes = _canvas(title)
+    ranks, counts = np.arange(1, len(past) + 1), past.to_numpy(dtype=float)
+    names = strata.to_numpy(dtype=str)
+    for name, colour in FREQUENCY_COLOURS.items():
+        inside = names == name
+        if inside.any():
+            share = counts[inside].sum() / counts.sum()
+            label = f"{name}: {inside.sum():,} queries,\n{share:.0%} of requests"
+            axes.axvspan(
+                ranks[inside][0] - 0.5, ranks[inside][-1] + 0.5, color=colour, alpha=0.18, label=label
+            )
+    axes.plot(ranks, counts, color="black", linewidth=1.5)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlim(0.5, len(past) + 0.5)
+    axes.set_xlabel("rank of the query (log scale)")
+    axes.set_ylabel("requests in the past log (log scale)")
+    return _legend_right(figure, axes)
+
+
+def label_counts(table: pd.DataFrame, title: str) -> Figure:
+    """Label mix of each group as shares, with the number of pairs beside each bar.
+
+    Args:
+        table: group, label, pairs.
+        title: what is seen.
+    """
+    wide = table.pivot_table(
+        index="group", columns="label", values="pairs", fill_value=0, sort=False, observed=False
+    )
+    return _stacked(wide.reindex(columns=list(LABELS), fill_value=0), title)
+
+
+def token_lengths(lengths: Mapping[str, ArrayLike], title: str, budget_tokens: int | None = None) -> Figure:
+    """Distribution of token counts, one box per group: quartiles, whiskers at the 5th and 95th percentile.
+
+    Args:
+        lengths: name -> token counts.
+        title: what is seen.
+        budget_tokens: a limit to mark.
+    """
+    figure, axes = _canvas(title, grid="x")
+    boxes = axes.boxplot(
+        [np.asarray(values) for values in lengths.values()],
+        orientation="horizontal",
+        tick_labels=list(lengths),
+        whis=(5, 95),
+        showfliers=False,
+        patch_artist=True,
+        medianprops={"color": "black"},
+    )
+    for box in boxes["boxes"]:
+        box.set_facecolor(PALETTE[5])
+    axes.invert_yaxis()
+    axes.set_xlabel("tokens (box: quartiles, whiskers: 5 % and 95 %)")
+    if budget_tokens is not None:
+        axes.axvline(budget_tokens, color=PALETTE[1], linestyle="dashed", label=f"budget {budget_tokens}")
+        return _legend_right(figure, axes)
+    return figure
+
+
+def _canvas(title: str, grid: Literal["x", "y"] = "y") -> tuple[Figure, Axes]:
+    figure = Figure(figsize=SIZE, layout="constrained")
+    axes = figure.subplots()
+    figure.suptitle(fill(title, TITLE_CHARACTERS), fontsize=11, x=0.01, horizontalalignment="left")
+    _tidy(axes, grid)
+    return figure, axes
+
+
+def _tidy(axes: Axes, grid: Literal["x", "y"]) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis=grid, color="#E0E0E0", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def _share_axis(axes: Axes, label: str) -> None:
+    axes.set_ylabel(label)
+    axes.set_ylim(0, 1.02)
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+
+
+def _legend_right(figure: Figure, axes: Axes) -> Figure:
+    """Put the legend outside, where no data can be."""
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
+    return figure
+
+
+def _bands(axes: Axes, table: pd.DataFrame, x: str, group: str, marker: bool = True) -> None:
+    for index, (name, part) in enumerate(table.groupby(group, sort=False)):
+        colour = PALETTE[index % len(PALETTE)]
+        mark = MARKERS[index % len(MARKERS)] if marker else ""
+        axes.plot(part[x], part["value"], color=colour, marker=mark, linestyle=_dash(index), label=str(name))
+        axes.fill_between(part[x], part["low"], part["high"], color=colour, alpha=0.18, linewidth=0)
+
+
+def _stacked(table: pd.DataFrame, title: str) -> Figure:
+    figure, axes = _canvas(title, grid="x")
+    shares = table.div(table.sum(axis=1), axis=0)
+    left = np.zeros(len(shares))
+    names = [f"{name} (n={int(total):,})" for name, total in table.sum(axis=1).items()]
+    for column, colour in zip(shares, sns.color_palette("cividis", len(shares.columns)), strict=True):
+        width = shares[column].to_numpy(dtype=float)
+        axes.barh(names, width, left=left, color=colour, edgecolor="white", label=column)
+        left += width
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("share of pairs")
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    return _legend_right(figure, axes)
+
+
+def _arms(rows: pd.DataFrame) -> NDArray[np.float64]:
+    """Lengths of error bars, (2, rows); none where the interval is unknown."""
+    arms = np.stack([rows["value"] - rows["low"], rows["high"] - rows["value"]]).astype(float)
+    return np.asarray(np.clip(np.nan_to_num(arms), 0, None))
+
+
+def _offsets(count: int) -> NDArray[np.float64]:
+    return np.asarray((np.arange(count) - (count - 1) / 2) * min(0.14, 0.8 / count), dtype=float)
+
+
+def _dash(index: int) -> str:
+    return ("solid", "dashed", "dashdot", "dotted")[index % 4]
+
+
+def _thousands(value: float, _: int) -> str:
+    return f"{value:,.0f}"

@@ -1,0 +1,122 @@
+"""Shared by every test: no network, outputs in a temporary folder, real data only where it is present."""
+
+import ipaddress
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+for _name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
+    os.environ.setdefault(_name, "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+ROOT = Path(__file__).resolve().parent.parent
+REAL_DATA = ROOT.parent / "shared" / "data"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the tests marked real_data where the data folder is absent."""
+    if REAL_DATA.is_dir():
+        return
+    left_out = [item for item in items if item.get_closest_marker("real_data")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("real_data")]
+
+
+def _is_local(address: object) -> bool:
+    if not isinstance(address, tuple):
+        return True  # a Unix socket
+    host = str(address[0])
+    if host in ("localhost", ""):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that reaches beyond this machine fails with the address it asked for."""
+
+    def guarded(real: Callable[..., Any]) -> Callable[..., Any]:
+        def connect(self: socket.socket, address: object) -> Any:
+            if not _is_local(address):
+                raise AssertionError(f"a test tried to reach {address}; tests run without a network")
+            return real(self, address)
+
+        return connect
+
+    monkeypatch.setattr(socket.socket, "connect", guarded(socket.socket.connect))
+    monkeypatch.setattr(socket.socket, "connect_ex", guarded(socket.socket.connect_ex))
+
+
+@pytest.fixture
+def root() -> Path:
+    """The repository."""
+    return ROOT
+
+
+@pytest.fixture
+def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A temporary outputs folder."""
+    folder = tmp_path / "outputs"
+    monkeypatch.setenv("LORE_OUTPUTS", str(folder))
+    return folder
+
+
+DEFAULT_PARAMETERS = """\
+PROFILE: str = "demo"
+VERTICAL: str = "apparel_home"
+RUN: str = ""
+SEED: int = 17
+OVERRIDES: dict = {}
+"""
+OPEN = """\
+from lore_lib.run.stage import open_stage
+stage = open_stage({name!r}, PROFILE, VERTICAL, RUN, SEED, OVERRIDES)
+"""
+PROMISED = """\
+for name in stage.spec.needs:
+    stage.require(name)
+for name in stage.spec.promises:
+    stage.path(*name.split("/")).write_text(name)
+"""
+FINISH = "stage.finish()"
+
+
+class Kit:
+    """A throw-away project: its own root, notebooks and outputs."""
+
+    def __init__(self, root: Path, outputs: Path):
+        self.root = root
+        self.outputs = outputs
+
+    def notebook(
+        self, name: str, *body: str, parameters: str = DEFAULT_PARAMETERS, finish: bool = True
+    ) -> Path:
+        """Write a notebook that opens the stage, does what it promised, runs `body`, and finishes."""
+        cells = [nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})]
+        sources = [OPEN.format(name=name), PROMISED, *body, *([FINISH] if finish else [])]
+        cells += [nbformat.v4.new_code_cell(source) for source in sources]
+        book = nbformat.v4.new_notebook(cells=cells)
+        path = self.root / "notebooks" / f"{name}.ipynb"
+        nbformat.write(book, path)
+        return path
+
+
+@pytest.fixture
+def kit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outputs: Path) -> Iterator[Kit]:
+    """A throw-away project that `project_root` finds."""
+    folder = tmp_path / "project"
+    (folder / "notebooks").mkdir(parents=True)
+    (folder / "pyproject.toml").write_text('[project]\nname = "lore-kit"\n')
+    monkeypatch.setenv("LORE_ROOT", str(folder))
+    return Kit(folder, outputs)

@@ -1,0 +1,58 @@
+"""Every notebook, in order, at profile smoke; then what they left behind is checked."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lore_lib.run.report import write_html
+from lore_lib.run.runner import StageResult, run_stages
+from lore_lib.run.stage import STAGES
+
+pytestmark = [pytest.mark.notebook, pytest.mark.timeout(1200)]
+
+# Ranges that a broken pipeline would miss: (stage, metric) -> (least, most).
+RANGES: dict[tuple[str, str], tuple[float, float]] = {}
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, StageResult]]:
+    """The results of the whole chain by stage; it runs once."""
+    before = os.environ.get("LORE_OUTPUTS")
+    os.environ["LORE_OUTPUTS"] = str(tmp_path_factory.mktemp("outputs"))
+    try:
+        yield {result.stage: result for result in run_stages("smoke", run="smoke")}
+    finally:
+        if before is None:
+            del os.environ["LORE_OUTPUTS"]
+        else:
+            os.environ["LORE_OUTPUTS"] = before
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_stage_is_whole(chain: dict[str, StageResult], stage: str) -> None:
+    manifest = chain[stage].manifest
+    assert set(STAGES[stage].promises) <= set(manifest.files)
+    assert set(manifest.inputs) <= set(STAGES[stage].needs)
+    for metric in manifest.metrics:
+        if metric.low is not None and metric.high is not None:
+            assert metric.low <= metric.high, metric.name
+
+
+def test_the_metrics_are_where_a_working_pipeline_puts_them(chain: dict[str, StageResult]) -> None:
+    for (stage, metric), (least, most) in RANGES.items():
+        found = {item.name: item.value for item in chain[stage].manifest.metrics}
+        assert metric in found, f"{stage} has no metric {metric!r}; it has {sorted(found)}"
+        assert least <= found[metric] <= most, f"{stage} {metric} = {found[metric]}"
+
+
+def test_the_whole_chain_makes_one_page(chain: dict[str, StageResult]) -> None:
+    page = write_html("smoke")
+    text = page.read_text(encoding="utf-8")
+    assert Path(page).name == "report.html"
+    assert all(f'id="{stage}"' in text for stage in STAGES)
+
+
+def test_a_second_run_has_nothing_to_do(chain: dict[str, StageResult]) -> None:
+    assert {result.outcome for result in run_stages("smoke", run="smoke")} == {"unchanged"}

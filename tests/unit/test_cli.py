@@ -1,0 +1,89 @@
+"""The command line as a user meets it: exit status, text on the right stream, no traceback."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lore_lib.run.stage import open_stage
+
+
+def lore(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "lore_lib", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (["run", "--profile", "demoo"], 2, "did you mean 'demo'?"),
+        (["run", "--set", "grpo.learning_rat=1"], 2, "did you mean 'learning_rate'?"),
+        (["run", "--set", "grpo.learning_rate"], 2, "key=value"),
+        (["run", "--only", "03_stf"], 2, "did you mean '03_sft'?"),
+        (["run", "--run", "../up"], 2, "not a folder name"),
+        (["run", "--bogus"], 2, "No such option"),
+        (["report", "--run", "none"], 1, "no run 'none'"),
+    ],
+)
+def test_a_mistake_is_explained_without_a_traceback(
+    kit: Any, arguments: list[str], status: int, says: str
+) -> None:
+    result = lore(*arguments)
+    assert result.returncode == status
+    assert says in result.stderr
+    assert "Traceback" not in result.stdout + result.stderr
+    assert not kit.outputs.exists()
+
+
+def test_help_is_quick_to_read_and_names_every_command() -> None:
+    result = lore("--help")
+    assert result.returncode == 0
+    for command in ("run", "report", "doctor", "kernel"):
+        assert command in result.stdout
+
+
+def test_report_prints_the_table_the_page_and_json(kit: Any) -> None:
+    stage = open_stage("00_start_here", "smoke", run="r")
+    stage.metric("pass@1 | naive", 0.5, 0.4, 0.6, n=48)
+    stage.finish()
+    result = lore("report", "--run", "r")
+    assert result.returncode == 0, result.stderr
+    assert "pass@1 | naive" in result.stdout
+    assert str(kit.outputs / "r" / "report.html") in result.stdout
+    assert (kit.outputs / "r" / "report.html").is_file()
+    assert lore("report", "--run", "r", "--json").stdout.startswith("{")
+
+
+def test_doctor_fails_when_a_check_does(kit: Any) -> None:
+    result = lore("doctor", "--profile", "smoke", "--set", "model.base=data/models/none")
+    assert result.returncode == 1
+    assert "[OK]   python" in result.stdout
+    assert "[FAIL] model" in result.stdout
+
+
+@pytest.mark.notebook
+def test_run_prints_a_line_per_stage_then_the_results(kit: Any) -> None:
+    kit.notebook("00_start_here", "stage.metric('pass@1 | naive', 0.5, n=4)")
+    result = lore("run", "--profile", "smoke", "--only", "0")
+    assert result.returncode == 0, result.stderr
+    assert "[1/1] 00_start_here  " in result.stdout
+    assert ") ok" in result.stdout
+    assert "pass@1 | naive" in result.stdout
+    assert "report.html" in result.stdout
+    assert "unchanged" in lore("run", "--profile", "smoke", "--only", "0").stdout
+
+
+@pytest.mark.notebook
+def test_a_failing_notebook_gives_status_1(kit: Any) -> None:
+    kit.notebook("00_start_here", "1 / 0")
+    result = lore("run", "--profile", "smoke", "--only", "0")
+    assert result.returncode == 1
+    assert ") failed" in result.stdout
+    assert "ZeroDivisionError: division by zero" in result.stderr
+    assert "Traceback" not in result.stdout + result.stderr
+
+
+def test_the_script_is_installed() -> None:
+    assert (Path(sys.executable).parent / "lore").is_file()

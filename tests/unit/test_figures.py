@@ -1,0 +1,167 @@
+"""Every figure draws, keeps its words inside its frame, and leaves its rows and pyplot alone."""
+
+import inspect
+import io
+from collections.abc import Callable
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+from lore_lib.sampling.strata import STRATA
+from lore_lib.viz import figures
+
+TITLE = "progressive reasoning is right more often at the first try, and about as often within eight tries"
+SYSTEMS = ["direct", "naive CoT", "progressive CoT", "progressive CoT + GRPO"]
+
+
+def interval(value: float, nan: bool = False) -> dict[str, float]:
+    gap = float("nan") if nan else 0.03
+    return {"value": value, "low": value - gap, "high": value + gap}
+
+
+def training_rows(seeds: int) -> pd.DataFrame:
+    panels = {
+        "reward": ["outcome", "format"],
+        "entropy (nats)": ["entropy"],
+        "dev probe": ["pass@1", "pass@8"],
+    }
+    return pd.DataFrame(
+        [
+            {
+                "step": step,
+                "seed": seed,
+                "panel": panel,
+                "series": name,
+                "value": 0.5 + 0.01 * step + 0.1 * seed,
+            }
+            for seed in range(seeds)
+            for step in range(0, 30, 5)
+            for panel, names in panels.items()
+            for name in names
+        ]
+    )
+
+
+EFFECTS = pd.DataFrame(
+    [
+        {"system": system, "metric": metric, "chance": chance, **interval(0.4 + 0.1 * place, nan=place == 0)}
+        for place, system in enumerate(SYSTEMS)
+        for metric, chance in (("pass@1", 0.25), ("vote", float("nan")), ("pass@8", 0.9))
+    ]
+)
+CURVES = pd.DataFrame(
+    [{"system": name, "k": k, **interval(1 - 0.7**k)} for name in SYSTEMS for k in (1, 2, 4, 8)]
+)
+DIFFICULTY = pd.DataFrame(
+    [{"system": n, "stratum": s, "pairs": 10 + i} for n in SYSTEMS for i, s in enumerate(STRATA)]
+)
+SUBSETS = pd.DataFrame(
+    [{"subset": s, "system": n, **interval(0.6)} for s in ("general", "hard", "visual") for n in SYSTEMS]
+)
+LOSSES = pd.DataFrame(
+    [{"arm": arm, "step": step, "loss": 3 / (1 + step)} for arm in SYSTEMS[:3] for step in range(20)]
+)
+FUNNEL = pd.DataFrame({"step": ["drawn", "parsed", "label agrees with gold"], "kept": [3000, 2900, 0]})
+POLICIES = pd.DataFrame(
+    [{"policy": f"p{i}", "cost": cost, **interval(0.8)} for i, cost in enumerate((0.0, 300.0, 9000.0))]
+)
+PAST = pd.Series(1000 // np.arange(1, 101), index=[f"q{i}" for i in range(100)])
+SPANS = pd.Series(["head"] * 5 + ["torso"] * 20 + ["tail"] * 75, index=PAST.index)
+LABELS = pd.DataFrame(
+    [{"group": g, "label": name, "pairs": 100} for g in ("train", "test") for name in ("L1", "L3", "L4")]
+)
+TIMES = {"all LLM": np.geomspace(50, 5000, 200), "all student": np.geomspace(1, 9, 200)}
+CONFUSION = np.array([[8, 1, 0, 0, 1], [2, 7, 1, 0, 0], [0, 0, 0, 0, 0], [0, 0, 3, 7, 0]])
+
+DRAWN: dict[str, Callable[[], Figure]] = {
+    "effects_figure": lambda: figures.effects_figure(EFFECTS, TITLE),
+    "pass_at_k_curve": lambda: figures.pass_at_k_curve(CURVES, TITLE),
+    "strata_bars": lambda: figures.strata_bars(DIFFICULTY, TITLE),
+    "subset_bars": lambda: figures.subset_bars(SUBSETS, TITLE, "macro-F1"),
+    "training_curves": lambda: figures.training_curves(training_rows(3), TITLE),
+    "loss_curves": lambda: figures.loss_curves(LOSSES, TITLE),
+    "funnel_bars": lambda: figures.funnel_bars(FUNNEL, TITLE),
+    "confusion_heatmap": lambda: figures.confusion_heatmap(CONFUSION, TITLE),
+    "latency_cdf": lambda: figures.latency_cdf(TIMES, TITLE),
+    "frontier_figure": lambda: figures.frontier_figure(
+        POLICIES, TITLE, "LLM seconds per million requests", "acc@2"
+    ),
+    "frequency_figure": lambda: figures.frequency_figure(PAST, SPANS, TITLE),
+    "label_counts": lambda: figures.label_counts(LABELS, TITLE),
+    "token_lengths": lambda: figures.token_lengths(
+        {"short": [5, 6, 9], "mid": [9, 12, 14]}, TITLE, budget_tokens=12
+    ),
+}
+
+
+def test_every_public_figure_is_drawn_here() -> None:
+    public = {
+        name
+        for name, value in inspect.getmembers(figures, inspect.isfunction)
+        if value.__module__ == figures.__name__ and not name.startswith("_")
+    }
+    assert public == set(DRAWN)
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_figure_draws_with_its_words_inside_and_its_legend_off_the_data(name: str) -> None:
+    figure = DRAWN[name]()
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi="figure")
+    assert image.getvalue().startswith(b"\x89PNG")
+    assert plt.get_fignums() == []
+    assert figure.get_figwidth() <= 9.5
+    frame = figure.bbox
+    title = figure.get_suptitle()
+    assert title.replace("\n", " ").startswith(TITLE)
+    for axes in figure.axes:
+        legend = axes.get_legend()
+        boxes = [axes.get_tightbbox()] + ([legend.get_window_extent()] if legend else [])
+        for box in boxes:
+            assert box is not None
+            assert frame.x0 - 2 <= box.x0
+            assert box.x1 <= frame.x1 + 2
+        if legend:
+            assert legend.get_window_extent().x0 >= axes.bbox.x1
+        assert axes.get_ylabel() or axes.get_xlabel() or axes.get_title()
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_training_curves_say_what_the_band_is(seeds: int) -> None:
+    figure = figures.training_curves(training_rows(seeds), "reward rises")
+    assert ("3 seeds" in figure.get_suptitle()) == (seeds == 3)
+    assert [axes.get_title() for axes in figure.axes] == ["reward", "entropy (nats)", "dev probe"]
+    line = figure.axes[0].get_lines()[0]
+    assert line.get_ydata() == pytest.approx(0.5 + 0.01 * np.arange(0, 30, 5) + 0.05 * (seeds - 1))
+
+
+def test_effects_show_values_intervals_and_chance() -> None:
+    axes = figures.effects_figure(EFFECTS, TITLE).axes[0]
+    chance = [line.get_segments()[0][0][1] for line in axes.collections if len(line.get_segments()) == 1]
+    assert chance == [0.25, 0.9]
+    assert axes.containers[1].lines[0].get_ydata() == pytest.approx([0.5, 0.5, 0.5])
+
+
+def test_frontier_draws_policies_that_cost_nothing() -> None:
+    free = figures.frontier_figure(POLICIES.assign(cost=0.0), TITLE, "cost", "acc@2")
+    assert free.axes[0].get_xlim()[0] < 0
+
+
+def test_rows_are_not_changed() -> None:
+    before = SUBSETS.copy(deep=True)
+    figures.subset_bars(SUBSETS, TITLE, "acc@4")
+    pd.testing.assert_frame_equal(SUBSETS, before)
+
+
+def test_palette_stays_apart_for_deuteranopes() -> None:
+    """Machado et al. 2009, full deuteranomaly: no two system colours come close."""
+    see = np.array(
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]]
+    )
+    seen = np.array([see @ to_rgb(colour) for colour in figures.PALETTE])
+    gaps = np.linalg.norm(seen[:, None] - seen[None], axis=-1)[np.triu_indices(len(seen), 1)]
+    assert gaps.min() > 0.15
