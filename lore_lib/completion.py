@@ -1,8 +1,8 @@
 """The one grammar of completions: write it, read it, name every way of being malformed.
 
-A completion is ``<think>`` reasoning ``</think>`` and then the label in brackets; for L2 the label may carry the
-dimension that failed: ``[L2-Color Mismatch]``. A direct answer has no reasoning block. The label is read only
-after ``</think>``: a level named inside the reasoning is never taken as the answer.
+A completion is ``<think>`` reasoning ``</think>`` and then the label in brackets; for L2 the label may
+carry the dimension that failed: ``[L2-Color Mismatch]``. A direct answer has no reasoning block. The label
+is read only after ``</think>``: a level named inside the reasoning is never taken as the answer.
 """
 
 from __future__ import annotations

@@ -22,6 +22,9 @@ PROFILES: tuple[str, ...] = get_args(Profile)
 # Engines that stand in for a large model, by role; every result they touch carries their name.
 MOCKS = {"captioner": {"pixels": "a vision-language model"}, "teacher": {"symbolic": "a large teacher model"}}
 
+# What this version can run; the other choices are the paper's own and are named so that nothing stands in silently.
+BUILT = {"features.captioner": ("pixels",), "cot.teacher": ("symbolic",), "sampling.engine": ("hf",)}
+
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
@@ -112,6 +115,8 @@ class GrpoConfig(_Frozen):
     epsilon_high: float = Field(default=0.28, gt=0)  # upper clip: ratio <= 1 + epsilon_high
     easy_share: float = Field(default=0.2, ge=0, lt=1)  # share of the pool that is solved already
     probe_every_rollouts: int = Field(default=10, ge=1)  # rollouts between two looks at the dev pairs
+    probe_pairs: int = Field(default=120, ge=1)  # dev pairs of a look; the best look's weights are kept
+    probe_completions: int = Field(default=4, ge=1)  # completions per dev pair of a look
     format_reward: float = Field(default=0.1, ge=0)  # added when the completion parses
     curriculum: Literal["easy_to_hard", "shuffled"] = "easy_to_hard"  # order of the pool
 
@@ -247,6 +252,7 @@ PROFILE_TABLE: dict[str, tuple[Any, Any, Any]] = {
     "grpo.rollouts": (2, None, 200),
     "grpo.learning_rate": (None, 2e-5, 1e-5),
     "grpo.probe_every_rollouts": (1, None, 20),
+    "grpo.probe_pairs": (12, None, None),
     "rair.bootstrap": (200, None, None),
     "serving.requests": (5000, None, 2_000_000),
     "serving.student_pairs": (64, None, 50_000),
@@ -321,6 +327,25 @@ def load_config(
         return Config.model_validate(tree)
     except ValidationError as error:
         raise ConfigError("; ".join(_explain(item) for item in error.errors())) from error
+
+
+def require_built(config: Config) -> None:
+    """Refuse a config that names an engine, teacher or captioner which this version does not have.
+
+    Raises:
+        ConfigError: names every such setting and what there is.
+    """
+    missing = [
+        f"{key}={value} (there is: {', '.join(built)})"
+        for key, built in BUILT.items()
+        if (value := config.section(key.partition(".")[0])[key.partition(".")[2]]) not in built
+    ]
+    if missing:
+        raise ConfigError(
+            f"profile {config.profile} asks for what this version does not have yet: {'; '.join(missing)}. "
+            "Profiles smoke, demo and small run; for another student use profile small with "
+            "--set model.base=<folder or hub name>"
+        )
 
 
 def config_hash(config: Config, sections: tuple[str, ...] = SECTIONS) -> str:

@@ -17,11 +17,13 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
-def run_parallel(work: Callable[[Job], Result], jobs: Sequence[Job], workers: int, label: str = "") -> list[Result]:
+def run_parallel(
+    work: Callable[[Job], Result], jobs: Sequence[Job], workers: int, label: str = ""
+) -> list[Result]:
     """Run ``work(job)`` for each job in fresh processes and return the results in the order of ``jobs``.
 
-    Each process computes with one thread: two 2-thread processes on two cores are far slower than two 1-thread
-    ones. An exception of a job is raised here; the other jobs finish first.
+    Each process computes with one thread: two 2-thread processes on two cores are far slower than two
+    1-thread ones. An exception of a job is raised here; the other jobs finish first.
 
     Args:
         work: function at module level (it is pickled by name).

@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import pandas as pd
 import pytest
+
+from lore_lib.features.build import build_prompts, caption_items
+from lore_lib.features.captioner import PixelCaptioner
+from lore_lib.vertical.definition import Vertical, load_vertical
+from lore_lib.vertical.world import generate_tables
 
 for _name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
     os.environ.setdefault(_name, "1")
@@ -120,3 +126,39 @@ def kit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outputs: Path) -> Itera
     (folder / "pyproject.toml").write_text('[project]\nname = "lore-kit"\n')
     monkeypatch.setenv("LORE_ROOT", str(folder))
     return Kit(folder, outputs)
+
+
+@pytest.fixture(scope="session")
+def vertical() -> Vertical:
+    """The bundled vertical."""
+    return load_vertical("apparel_home")
+
+
+@pytest.fixture(scope="session")
+def world_tables(vertical: Vertical) -> dict[str, pd.DataFrame]:
+    """A small generated world; treat it as read-only."""
+    return generate_tables(vertical, {"train": 60, "dev": 8, "test": 12}, 4, 2, 17)
+
+
+@pytest.fixture(scope="session")
+def captions(vertical: Vertical, world_tables: dict[str, pd.DataFrame]) -> "pd.Series[Any]":
+    """What the pictures of the small world show."""
+    return caption_items(world_tables["items"], PixelCaptioner(vertical))
+
+
+@pytest.fixture(scope="session")
+def prompts(world_tables: dict[str, pd.DataFrame], captions: "pd.Series[Any]") -> pd.DataFrame:
+    """The prompts of the small world, budget mid."""
+    return build_prompts(world_tables, captions, "mid")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory, vertical: Vertical) -> Path:
+    """A folder with lore-nano's tokenizer and a random model of one layer; treat it as read-only."""
+    from lore_lib.training.nano import Corpus, new_model, train_tokenizer, vocabulary_texts
+
+    folder = tmp_path_factory.mktemp("tiny-model")
+    tokenizer = train_tokenizer(vocabulary_texts(Corpus(vertical, 400, 17), 400), 1024)
+    tokenizer.save_pretrained(folder)
+    new_model(tokenizer, 64, 1, 17).save_pretrained(folder)
+    return folder

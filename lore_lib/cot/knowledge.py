@@ -12,7 +12,7 @@ _EXPLAINED = re.compile(r"([^;()]+?) \(([^()]+)\)")
 
 
 class KnowledgeIndex:
-    """Retrieves selling points for a query: from its top-clicked items first, by BM25 over all items otherwise.
+    """Retrieves selling points for a query: from its top-clicked items first, by BM25 over all otherwise.
 
     Args:
         items: table ``items`` (item_id, title, selling_points).
@@ -21,7 +21,9 @@ class KnowledgeIndex:
         selling_points: number of further items that BM25 may add when the clicks do not explain a word.
     """
 
-    def __init__(self, items: pd.DataFrame, clicks: pd.DataFrame, top_clicked: int, selling_points: int) -> None:
+    def __init__(
+        self, items: pd.DataFrame, clicks: pd.DataFrame, top_clicked: int, selling_points: int
+    ) -> None:
         self._points = dict(zip(items.item_id, items.selling_points, strict=True))
         self._clicked: dict[str, list[str]] = defaultdict(list)
         ranked = clicks.sort_values(["clicks", "item_id"], ascending=[False, True])

@@ -1,4 +1,4 @@
-"""Synthesis of one arm of training data: teach every train pair, then let the funnel accept, repair or reject."""
+"""Synthesis of one arm of training data: teach every train pair; the funnel accepts, repairs or rejects."""
 
 from __future__ import annotations
 
@@ -44,11 +44,13 @@ def synthesise(
         captions: item_id -> what the picture shows.
         vertical: vocabularies and rules.
         top_clicked: clicked items read per query; selling_points: items BM25 may add.
-        disagreement: "repair" puts the gold label behind reasoning that ends elsewhere, "drop" rejects the trace.
+        disagreement: "repair" puts the gold label behind reasoning that ends elsewhere, "drop" rejects the
+            trace.
         max_words: longest completion kept, in white-space words.
 
     Returns:
-        Frame with pair_id, arm, prompt, completion, label, teacher_label, kept (bool), reason (key of ``REASONS``).
+        Frame with pair_id, arm, prompt, completion, label, teacher_label, kept (bool), reason (key of
+        ``REASONS``).
     """
     mismatches = dict(zip(tables["pairs"].pair_id, tables["pairs"].mismatch, strict=True))
     rows = []

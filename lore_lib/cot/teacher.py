@@ -1,14 +1,14 @@
 """The symbolic teacher: writes only what its evidence supports, and never reads the gold label.
 
-It reads the query's words against the vertical's vocabulary (path construction) and the item's text against each
-demand (path following). Each stage lifts one blindness:
+It reads the query's words against the vertical's vocabulary (path construction) and the item's text against
+each demand (path following). Each stage lifts one blindness:
 
 * without ``knowledge`` a slang word stays an unknown word;
 * without ``vision`` the colour is what the seller's text states, if anything;
 * without ``rules`` it judges by everyday sense (see :func:`lore_lib.vertical.rules.judge`).
 
-It is a stand-in for a large language model on machines without one: its accuracy per stage is a property of its
-design, and every result that it touched says so.
+It is a stand-in for a large language model on machines without one: its accuracy per stage is a property of
+its design, and every result that it touched says so.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 
 from lore_lib.completion import render
 from lore_lib.cot.knowledge import KnowledgeIndex
+from lore_lib.features.prompts import neutralise
 from lore_lib.vertical.definition import Vertical
 from lore_lib.vertical.rules import NOT_STATED, PURE_COTTON, judge
 from lore_lib.vertical.schema import WORDS, Demand
@@ -62,7 +63,9 @@ class SymbolicTeacher:
 
     name = "symbolic"
 
-    def __init__(self, vertical: Vertical, stages: tuple[str, ...], knowledge: KnowledgeIndex | None = None) -> None:
+    def __init__(
+        self, vertical: Vertical, stages: tuple[str, ...], knowledge: KnowledgeIndex | None = None
+    ) -> None:
         if "knowledge" in stages and knowledge is None:
             raise ValueError("the stage 'knowledge' needs a KnowledgeIndex")
         self._vertical, self._stages, self._knowledge = vertical, frozenset(stages), knowledge
@@ -72,7 +75,7 @@ class SymbolicTeacher:
             for value in vertical.values(dimension)
         }
 
-    def write(self, query_id: str, query: str, item: Mapping[str, Any], picture: str | None) -> Trace:
+    def write(self, query_id: str, query: str, item: Mapping[Any, Any], picture: str | None) -> Trace:
         """Write the trace of one pair.
 
         Args:
@@ -81,16 +84,18 @@ class SymbolicTeacher:
             item: a row of ``items``; ``truth`` is not read.
             picture: what the captioner saw; used by the stage ``vision`` only.
         """
-        demands, unknown = self._read_query(query)
+        demands, unknown = self._read_query(neutralise(query))
         if "knowledge" in self._stages and unknown and self._knowledge is not None:
             meanings = self._knowledge.explain(query_id, list(unknown), str(item["item_id"]))
-            learned = [Demand(self._dimension_of[m], m, w) for w, m in meanings.items() if m in self._dimension_of]
+            learned = [
+                Demand(self._dimension_of[m], m, w) for w, m in meanings.items() if m in self._dimension_of
+            ]
             demands = (*demands, *learned)
-            unknown = tuple(word for word in unknown if word not in meanings)
+            unknown = tuple(word for word in unknown if meanings.get(word) not in self._dimension_of)
         stated = self.read_item(item)
         if "vision" in self._stages and picture:
             stated["color"] = picture
-        return self._reason(demands, unknown, stated, str(item["title"]))
+        return self._reason(demands, unknown, stated, neutralise(str(item["title"])))
 
     def _reason(
         self, demands: tuple[Demand, ...], unknown: tuple[str, ...], stated: dict[str, str], title: str
@@ -121,7 +126,7 @@ class SymbolicTeacher:
         at = 0
         while at < len(words):
             word, after = words[at], words[at + 1] if at + 1 < len(words) else ""
-            if word == "under" and after.isdigit():
+            if word == "under" and after.isdecimal():
                 demands.append(Demand("price", after, f"under {after}"))
             elif word == "not" and after in self._vertical.family_of | self._vertical.materials:
                 demands.append(Demand(self._dimension_of[after], after, f"not {after}", True))
@@ -138,12 +143,17 @@ class SymbolicTeacher:
             at += 2
         return tuple(demands), tuple(unknown)
 
-    def read_item(self, item: Mapping[str, Any]) -> dict[str, str]:
-        """Attributes that the item's title, CPV and price state."""
-        cpv: dict[str, str] = json.loads(item["cpv"])
-        stated = {key: cpv[key] for key in ("brand", "audience", "style", "color") if key in cpv}
+    def read_item(self, item: Mapping[Any, Any]) -> dict[str, str]:
+        """Attributes that the item's title, CPV and price state; their text is untrusted."""
+        said = {key: neutralise(str(value)) for key, value in json.loads(item["cpv"]).items()}
+        cpv = {key: text for key, text in said.items() if text}
+        stated: dict[str, str] = {
+            key: cpv[key] for key in ("brand", "audience", "style", "color") if key in cpv
+        }
         name, _, share = cpv.get("material", "").partition(" ")
-        stated |= ({"material": name} if name else {}) | ({"material_share": share} if share else {})
+        stated |= ({"material": name} if name else {}) | (
+            {"material_share": share} if share.isdecimal() else {}
+        )
         category = next((w for w in reversed(str(item["title"]).split()) if w in self._vertical.group_of), "")
         stated |= {"category": category} if category else {}
         return stated | {"price": f"{float(item['price']):g}"}

@@ -13,7 +13,10 @@ PROMPT_COLUMNS = ["pair_id", "query_id", "item_id", "split", "kind", "intent", "
 
 def caption_items(items: pd.DataFrame, captioner: PixelCaptioner) -> pd.Series:
     """What the captioner sees on each item's picture, indexed by ``item_id``; None where it abstains."""
-    seen = [captioner(png, item_id) if png else None for item_id, png in zip(items.item_id, items.picture, strict=True)]
+    seen = [
+        captioner(png, item_id) if png else None
+        for item_id, png in zip(items.item_id, items.picture, strict=True)
+    ]
     return pd.Series(seen, index=items.item_id.to_numpy(), dtype=object)
 
 
@@ -39,7 +42,9 @@ def build_prompts(
         lost = pairs.loc[~pairs[key].isin(known[key]), ["pair_id", key]]
         if len(lost):
             first = lost.iloc[0]
-            raise DataError(f"{len(lost)} pairs name an unknown {key}; first: pair {first.pair_id!r} -> {first[key]!r}")
+            raise DataError(
+                f"{len(lost)} pairs name an unknown {key}; first: pair {first.pair_id!r} -> {first[key]!r}"
+            )
     text = {
         row["item_id"]: item_sections(row, captions[row["item_id"]]) for row in items.to_dict("records")
     }  # one pass over the items, however many pairs share them

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from skimage.color import rgb2lab
 
 from lore_lib.errors import DataError
@@ -29,7 +29,7 @@ class PixelCaptioner:
 
     def __init__(self, vertical: Vertical) -> None:
         self._names = list(vertical.shades)
-        self._lab = rgb2lab(np.array([[rgb for rgb in vertical.shades.values()]], dtype=np.uint8))[0]
+        self._lab = rgb2lab(np.array([list(vertical.shades.values())], dtype=np.uint8))[0]
 
     def __call__(self, png: bytes, item_id: str = "") -> str | None:
         """Shade name, or None when the picture shows next to nothing.
@@ -38,8 +38,8 @@ class PixelCaptioner:
             DataError: the bytes are no picture.
         """
         try:
-            pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
-        except (UnidentifiedImageError, OSError) as error:
+            pixels = np.asarray(Image.open(io.BytesIO(png), formats=("PNG", "JPEG")).convert("RGB"))
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all are PIL's
             raise DataError(
                 f"item {item_id!r}: field 'picture' holds {len(png)} bytes that are no readable image; "
                 "give PNG or JPEG bytes, or leave the field empty"

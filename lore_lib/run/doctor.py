@@ -11,7 +11,7 @@ import psutil
 from packaging.requirements import Requirement
 
 from lore_lib.artifacts import atomic_write_text, outputs_root, project_root
-from lore_lib.config import Config
+from lore_lib.config import Config, require_built
 from lore_lib.errors import LoreError
 from lore_lib.run.runner import install_kernel, kernel_interpreter
 
@@ -39,6 +39,7 @@ def diagnose(config: Config) -> list[Check]:
         _python(),
         *_packages(),
         _kernel(),
+        _engines(config),
         _device(config),
         _memory(config),
         _outputs(config),
@@ -100,6 +101,15 @@ def _device(config: Config) -> Check:
             "device", found, "model.device=cuda, but torch sees none; use auto, or a CUDA build of torch"
         )
     return Check("device", found)
+
+
+def _engines(config: Config) -> Check:
+    chosen = f"{config.sampling.engine}, teacher {config.cot.teacher}, captioner {config.features.captioner}"
+    try:
+        require_built(config)
+    except LoreError as error:
+        return Check("engines", chosen, str(error))
+    return Check("engines", chosen)
 
 
 def _memory(config: Config) -> Check:

@@ -39,7 +39,7 @@ from lore_lib.artifacts import (
     write_jsonl,
     write_parquet,
 )
-from lore_lib.config import MOCKS, Config, config_hash, load_config
+from lore_lib.config import MOCKS, Config, config_hash, load_config, require_built
 from lore_lib.errors import ArtifactError, ConfigError, DataError, nearest
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ _SPECS = (
         "02_cot_synthesis",
         "Knowledge, vision and rules enter the chain of thought; a funnel keeps what is sound",
         needs=("01_features",),
-        sections=(*_BASE, "cot"),
+        sections=(*_BASE, "cot", "sft"),
         minutes=(0.3, 1, 2, 600),
     ),
     _spec(
@@ -114,7 +114,7 @@ _SPECS = (
         "04_pass_at_8",
         "How often one sample is right, and how often any of eight is",
         needs=("01_features", "02_cot_synthesis", "03_sft"),
-        sections=(*_BASE, "cot", "sft", "sampling"),
+        sections=(*_BASE, "cot", "sft", "sampling", "grpo"),
         promises=("samples.parquet",),
         minutes=(0.5, 2, 30, 120),
     ),
@@ -143,7 +143,7 @@ _SPECS = (
     _spec(
         "08_your_vertical",
         "The same chain over a vertical of your own",
-        sections=_BASE,
+        sections=(*_BASE, "cot"),
         minutes=(0.3, 0.5, 1, 5),
     ),
 )
@@ -204,6 +204,7 @@ def claim_run(config: Config) -> Path:
     Raises:
         ArtifactError: the folder belongs to another profile, vertical or seed.
     """
+    require_built(config)
     folder = make_folder(run_folder(config))
     mine = {"profile": config.profile, "vertical": config.vertical, "seed": config.seed}
     path = folder / _IDENTITY

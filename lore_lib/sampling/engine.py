@@ -64,7 +64,9 @@ def load_model(base: str, dtype: str = "float32", device: str = "auto") -> PreTr
     try:
         model = AutoModelForCausalLM.from_pretrained(resolve_model(base), dtype=getattr(torch, dtype))
     except OSError as error:
-        raise EngineError(f"no model at {base!r}: {error}. Give a local folder or a reachable hub name.") from error
+        raise EngineError(
+            f"no model at {base!r}: {error}. Give a local folder or a reachable hub name."
+        ) from error
     return model.to(target).eval()
 
 
@@ -95,7 +97,7 @@ def chat_text(tokenizer: PreTrainedTokenizerBase, user: str) -> str:
 
 
 class HfEngine:
-    """Samples with ``model.generate``: length-sorted batches, the prompt's keys and values computed once for all n.
+    """Samples with ``model.generate``: batches of like length, a prompt's keys and values computed once.
 
     Args:
         model: a causal LM.
@@ -110,6 +112,8 @@ class HfEngine:
     @torch.no_grad()
     def generate(self, prompts: Sequence[str], sampling: Sampling) -> list[list[Generation]]:
         """n completions for each user turn, in the order of ``prompts``."""
+        if not prompts:
+            return []
         texts = [chat_text(self.tokenizer, prompt) for prompt in prompts]
         lengths = [len(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
         order = sorted(range(len(texts)), key=lambda i: (lengths[i], i))
@@ -117,19 +121,27 @@ class HfEngine:
         out: list[list[Generation]] = [[] for _ in texts]
         for start in range(0, len(order), size):
             rows = order[start : start + size]
-            batch = self._batch([texts[i] for i in rows], sampling, derive_seed(sampling.seed, "sample", start))
+            batch = self._batch(
+                [texts[i] for i in rows], sampling, derive_seed(sampling.seed, "sample", start)
+            )
             for i, generations in zip(rows, batch, strict=True):
                 out[i] = generations
         return out
 
     def _batch(self, texts: list[str], sampling: Sampling, seed: int) -> list[list[Generation]]:
         encoded = self.tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
-        ids, mask = encoded["input_ids"].to(self.model.device), encoded["attention_mask"].to(self.model.device)
+        ids, mask = (
+            encoded["input_ids"].to(self.model.device),
+            encoded["attention_mask"].to(self.model.device),
+        )
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         prefix = self.model(
-            input_ids=ids[:, :-1], attention_mask=mask[:, :-1], position_ids=positions[:, :-1], use_cache=True,
+            input_ids=ids[:, :-1],
+            attention_mask=mask[:, :-1],
+            position_ids=positions[:, :-1],
+            use_cache=True,
             logits_to_keep=1,
-        ).past_key_values  # fmt: skip
+        ).past_key_values
         prefix.batch_repeat_interleave(sampling.n)
         draw = {"do_sample": True, "temperature": sampling.temperature, "top_k": 0, "top_p": 1.0}
         with torch.random.fork_rng():
@@ -164,7 +176,8 @@ def sample_pairs(engine: HfEngine, prompts: pd.DataFrame, system: str, sampling:
         sampling: how to draw.
 
     Returns:
-        One row per completion, columns ``SAMPLE_COLUMNS``; ``label`` is "" where the completion does not parse.
+        One row per completion, columns ``SAMPLE_COLUMNS``; ``label`` is "" where the completion does not
+        parse.
     """
     drawn = engine.generate(prompts.prompt.tolist(), sampling)
     rows = []
@@ -206,4 +219,3 @@ def run_sample_job(job: SampleJob) -> Path:
         engine = HfEngine(load_model(job.model, job.dtype, job.device), load_tokenizer(job.model))
         write_parquet(sample_pairs(engine, read_parquet(job.prompts), job.system, job.sampling), job.out)
     return job.out
-

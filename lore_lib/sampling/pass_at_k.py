@@ -156,7 +156,7 @@ def parse_failures(samples: pd.DataFrame) -> pd.DataFrame:
 def effects_table(
     samples: pd.DataFrame, gold: pd.DataFrame, k: int, resamples: int, rng: np.random.Generator
 ) -> pd.DataFrame:
-    """The table of effects: pass@1, majority vote and pass@k of every system, with 95 % intervals over queries.
+    """The table of effects: pass@1, majority vote and pass@k per system, with 95 % intervals over queries.
 
     Args:
         samples: rows of one or more systems, in the order to show.
@@ -166,10 +166,14 @@ def effects_table(
         rng: source of the resamples.
 
     Returns:
-        Columns system, metric ("pass@1", "vote", "pass@<k>"), value, low, high, chance (NaN for vote), n (pairs),
-        parse_rate, mean_tokens.
+        Columns system, metric ("pass@1", "vote", "pass@<k>"), value, low, high, chance (NaN for vote), n
+        (pairs), parse_rate, mean_tokens.
     """
-    chance = {"pass@1": expected_chance_pass_at_k(1), "vote": np.nan, f"pass@{k}": expected_chance_pass_at_k(k)}
+    chance = {
+        "pass@1": expected_chance_pass_at_k(1),
+        "vote": np.nan,
+        f"pass@{k}": expected_chance_pass_at_k(k),
+    }
     rows = []
     for system, part in samples.groupby("system", sort=False):
         scored = summarise(part, gold, k)

@@ -1,10 +1,11 @@
 """KL-free GRPO with clip-higher over TRL's ``GRPOTrainer``.
 
-What is ours: how prompts and updates per rollout become the trainer's batch numbers, the curriculum order, the
-rewards, the probe on dev pairs that picks the checkpoint, and the rows a run leaves behind. What is TRL's: sampling
-in training, advantages, the clipped token-level loss, the optimiser.
+What is ours: how prompts and updates per rollout become the trainer's batch numbers, the curriculum order,
+the rewards, the probe on dev pairs that picks the checkpoint, and the rows a run leaves behind. What is
+TRL's: sampling in training, advantages, the clipped token-level loss, the optimiser.
 
-Clip-higher only acts when samples are reused: with one update per rollout the ratio is 1 and both clips are idle.
+Clip-higher only acts when samples are reused: with one update per rollout the ratio is 1 and both clips are
+idle.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ BEST = "best"
 
 
 def group_advantages(rewards: Sequence[float], group_size: int) -> np.ndarray:
-    """Advantages within groups: (r - mean) / (std + 1e-4), with the sample standard deviation (ddof 1), as TRL has it.
+    """Advantages within groups, (r - mean) / (std + 1e-4), with the sample std (ddof 1), as TRL has it.
 
     Args:
         rewards: completions of one prompt stand together; length a multiple of ``group_size``.
@@ -53,7 +54,7 @@ def group_advantages(rewards: Sequence[float], group_size: int) -> np.ndarray:
 
 
 def clipped_objective(ratio: np.ndarray, advantage: np.ndarray, low: float, high: float) -> np.ndarray:
-    """PPO's pessimistic token objective, min(r A, clip(r, 1 - low, 1 + high) A); ``high > low`` is clip-higher."""
+    """PPO's pessimistic objective, min(r A, clip(r, 1 - low, 1 + high) A); ``high > low`` is clip-higher."""
     objective: np.ndarray = np.minimum(ratio * advantage, np.clip(ratio, 1 - low, 1 + high) * advantage)
     return objective
 
@@ -102,16 +103,38 @@ def grpo_config(job: GrpoJob) -> GRPOConfig:
     """TRL's settings for a job. Checkpoints fall on rollout boundaries, where resuming is exact."""
     completions = job.prompts_per_rollout * job.completions_per_prompt
     return GRPOConfig(
-        output_dir=str(job.out), max_steps=job.rollouts * job.updates_per_rollout, learning_rate=job.learning_rate,
-        per_device_train_batch_size=completions // job.updates_per_rollout, gradient_accumulation_steps=1,
-        steps_per_generation=job.updates_per_rollout, num_generations=job.completions_per_prompt,
-        lr_scheduler_type="constant_with_warmup", warmup_steps=job.updates_per_rollout, adam_beta2=0.98, weight_decay=0.0,
-        beta=0.0, epsilon=job.epsilon, epsilon_high=job.epsilon_high, loss_type="dapo", scale_rewards="group",
-        reward_weights=[1.0, job.format_reward], temperature=job.temperature, top_k=0, top_p=1.0,
-        max_completion_length=job.max_completion_tokens, mask_truncated_completions=False, shuffle_dataset=False,
-        save_strategy="steps", save_steps=job.updates_per_rollout * job.probe_every_rollouts, save_total_limit=1,
-        logging_steps=1, log_completions=False, disable_tqdm=True, seed=job.seed, **hardware(),
-    )  # fmt: skip
+        output_dir=str(job.out),
+        max_steps=job.rollouts * job.updates_per_rollout,
+        learning_rate=job.learning_rate,
+        per_device_train_batch_size=completions // job.updates_per_rollout,
+        gradient_accumulation_steps=1,
+        steps_per_generation=job.updates_per_rollout,
+        num_generations=job.completions_per_prompt,
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=job.updates_per_rollout,
+        adam_beta2=0.98,
+        weight_decay=0.0,
+        beta=0.0,
+        epsilon=job.epsilon,
+        epsilon_high=job.epsilon_high,
+        loss_type="dapo",
+        scale_rewards="group",
+        reward_weights=[1.0, job.format_reward],
+        temperature=job.temperature,
+        top_k=0,
+        top_p=1.0,
+        max_completion_length=job.max_completion_tokens,
+        mask_truncated_completions=False,
+        shuffle_dataset=False,
+        save_strategy="steps",
+        save_steps=job.updates_per_rollout * job.probe_every_rollouts,
+        save_total_limit=1,
+        logging_steps=1,
+        log_completions=False,
+        disable_tqdm=True,
+        seed=job.seed,
+        **hardware(),
+    )
 
 
 def train_grpo(job: GrpoJob) -> Path:
@@ -166,7 +189,9 @@ class _Probe(TrainerCallback):
         if state.global_step == 0:
             self._measure(0)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         rollout, update = divmod(state.global_step, self._job.updates_per_rollout)
         if update == 0 and (rollout % self._job.probe_every_rollouts == 0 or rollout == self._job.rollouts):
             self._measure(rollout)
@@ -181,10 +206,14 @@ class _Probe(TrainerCallback):
         path = self._job.out / PROBES
         rows = [row for row in (read_jsonl(path) if path.exists() else []) if row["rollout"] < rollout]
         row = {
-            "seed": self._job.seed, "rollout": rollout, "pass_at_1": float(per_pair.pass_at_1.mean()),
-            "pass_at_k": float(per_pair.pass_at_k.mean()), "mean_tokens": float(samples.tokens.mean()),
-            "parse_rate": float((samples.parse_kind == "ok").mean()), "examples": samples.completion[:3].tolist(),
-        }  # fmt: skip
+            "seed": self._job.seed,
+            "rollout": rollout,
+            "pass_at_1": float(per_pair.pass_at_1.mean()),
+            "pass_at_k": float(per_pair.pass_at_k.mean()),
+            "mean_tokens": float(samples.tokens.mean()),
+            "parse_rate": float((samples.parse_kind == "ok").mean()),
+            "examples": samples.completion[:3].tolist(),
+        }
         if all(row["pass_at_1"] > earlier["pass_at_1"] for earlier in rows):
             self._keep_best()
         write_jsonl(path, [*rows, row])
@@ -199,11 +228,17 @@ class _Probe(TrainerCallback):
 
 
 _KEYS = {
-    "reward": "reward", "rewards/outcome_reward/mean": "outcome_reward", "rewards/format_reward/mean": "format_reward",
-    "entropy": "entropy", "clip_ratio/low_mean": "clip_low", "clip_ratio/high_mean": "clip_high",
-    "completions/mean_length": "mean_tokens", "frac_reward_zero_std": "zero_variance_share", "grad_norm": "grad_norm",
+    "reward": "reward",
+    "rewards/outcome_reward/mean": "outcome_reward",
+    "rewards/format_reward/mean": "format_reward",
+    "entropy": "entropy",
+    "clip_ratio/low_mean": "clip_low",
+    "clip_ratio/high_mean": "clip_high",
+    "completions/mean_length": "mean_tokens",
+    "frac_reward_zero_std": "zero_variance_share",
+    "grad_norm": "grad_norm",
     "step_time": "seconds",
-}  # fmt: skip
+}
 
 
 def history_rows(log: Sequence[dict[str, Any]], job: GrpoJob) -> list[dict[str, Any]]:
@@ -216,7 +251,14 @@ def history_rows(log: Sequence[dict[str, Any]], job: GrpoJob) -> list[dict[str, 
         values = {ours: float(entry[theirs]) for theirs, ours in _KEYS.items() if theirs in entry}
         if "grad_norm" in values or "reward" in values:
             step = int(entry["step"])
-            rows.append({"seed": job.seed, "step": step, "rollout": (step - 1) // job.updates_per_rollout + 1, **values})
+            rows.append(
+                {
+                    "seed": job.seed,
+                    "step": step,
+                    "rollout": (step - 1) // job.updates_per_rollout + 1,
+                    **values,
+                }
+            )
     return rows
 
 

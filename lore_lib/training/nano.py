@@ -1,7 +1,7 @@
-"""``lore-nano``: a Qwen2-architecture language model small enough for a laptop, pretrained on the bundled world.
+"""``lore-nano``: a laptop-sized language model of Qwen2 architecture, pretrained on the bundled world.
 
-Its corpus is generated on the fly, document ``i`` from the seed and ``i`` alone, so a killed pretraining resumes
-exactly. Four kinds of document (answers carry the loss; item texts carry it everywhere):
+Its corpus is generated on the fly, document ``i`` from the seed and ``i`` alone, so a killed pretraining
+resumes exactly. Four kinds of document (answers carry the loss; item texts carry it everywhere):
 
 * ``compare``: lists of attribute comparisons ("color navy azure: near");
 * ``fit``: a query and an item in the prompt format, answered in ONE step by the overall fit and then, as an
@@ -20,7 +20,6 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -35,16 +34,26 @@ from lore_lib.rng import derive_seed, generator
 from lore_lib.vertical.definition import Vertical
 from lore_lib.vertical.rules import judge, verdict
 from lore_lib.vertical.schema import DIMENSIONS, WORDS, Demand
-from lore_lib.vertical.world import Item, Query, World
+from lore_lib.vertical.world import EXTRA_DIMENSIONS, Item, Query, World
 
 CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 MAX_POSITIONS = 512
 EARLY_DOCUMENTS = 56_000
 """Over the first so many documents, comparisons and one-demand queries give way to the full mixture."""
+FOCUS_FROM = 81_920
+"""From this document on, comparisons are mostly of prices and materials, which were learned last."""
+
+COMBINE_FROM = 122_880
+"""From this document on, most items have the category asked for, so that one-step answers must look at the rest."""
+
+DENSE_FROM = 143_360
+"""From this document on, half of the documents write a verdict behind each of seven demanded attributes."""
+
 SORTED_BATCHES = 8
 """Batches that are cut, sorted by length, from one run of documents: less padding, same documents."""
 
@@ -70,7 +79,7 @@ class Corpus(Dataset[dict[str, list[int]]]):
         vertical: the vertical to write about.
         documents: how many there are.
         seed: root seed.
-        tokenizer: None yields texts only through :meth:`text`.
+        tokenizer: None yields texts only through :meth:`segments`.
     """
 
     def __init__(
@@ -82,37 +91,72 @@ class Corpus(Dataset[dict[str, list[int]]]):
     def __len__(self) -> int:
         return self.documents
 
-    def text(self, index: int) -> tuple[str, str]:
-        """Document ``index`` as (context without loss, text with loss)."""
+    def segments(self, index: int) -> list[tuple[str, bool]]:
+        """Document ``index`` as pieces of text and whether each carries the loss."""
         rng = generator(self.seed, "pretrain", index)
         early = max(0.0, 1.0 - index / EARLY_DOCUMENTS)
-        kind = str(rng.choice(["compare", "grade", "text", "fit"], p=_mixture(early)))
+        kind = str(rng.choice(["compare", "grade", "text", "inline", "fit"], p=_mixture(index)))
         if kind == "compare":
-            return "", "\n".join(self._comparison(rng) for _ in range(10))
+            lines = [self._comparison(rng, index >= FOCUS_FROM) for _ in range(10)]
+            return [("\n".join(lines) + SPECIAL[0], True)]
         if kind == "grade":
             demand, have = self._one_comparison(rng)
             step = verdict(self.vertical, demand, have)
             context = f"compare: {demand.dimension} {step.demanded} / {step.found}"
-            return _turns(context), f"[L{step.level}]<|im_end|>"
-        query = self._train_query(rng, early)
-        item = self.world.draw_item(query, int(rng.integers(1, 5)), rng)
+            return [(_turns(context), False), (f"[L{step.level}]<|im_end|>", True)]
+        if kind == "inline":
+            query = self._train_query(rng, early, len(EXTRA_DIMENSIONS) if index >= DENSE_FROM else None)
+            return self._inline(query, self._any_item(query, rng))
+        combine = index >= COMBINE_FROM and rng.random() < 0.8
+        query = self._train_query(rng, 0.5 if combine else early)
+        item = self._same_category_item(query, rng) if combine else self._any_item(query, rng)
         if kind == "text":
             entry = str(rng.choice(list(self.vertical.lexicon)))
             meaning = " ".join(f"{d} {v}" for d, v in self.vertical.lexicon[entry].means.items())
-            return "", f"{entry} means {meaning}\n{render_prompt(query.text, item_prompt_sections(item), 'full')}"
-        return self._fit(query, item, rng)
+            prompt = render_prompt(query.text, item_prompt_sections(item), "full")
+            return [(f"{entry} means {meaning}\n{prompt}{SPECIAL[0]}", True)]
+        context, answer = self._fit(query, item, rng)
+        return [(context, False), (answer, True)]
+
+    def _any_item(self, query: Query, rng: np.random.Generator) -> Item:
+        return self.world.draw_item(query, int(rng.integers(1, 5)), rng)
+
+    def _same_category_item(self, query: Query, rng: np.random.Generator) -> Item:
+        """An item of the category asked for, so that the other demands decide."""
+        wanted = query.demands[0].value
+        while True:
+            item = self.world.draw_item(query, int(rng.integers(2, 5)), rng)
+            if item.truth["category"] == wanted:
+                return item
+
+    def _inline(self, query: Query, item: Item) -> list[tuple[str, bool]]:
+        """The prompt with each demanded attribute's verdict written right behind it; only the verdicts are taught."""
+        words = {step.dimension: f" {step.word}" for step in judge(self.vertical, query.demands, item.truth).path}
+        pieces: list[tuple[str, bool]] = [(f"<|im_start|>user\nquery: {query.text}\ntitle: {item.title}", False)]
+        pieces.append((words["category"], True))
+        for at, (name, value) in enumerate(item.cpv.items()):
+            pieces.append((f"{', ' if at else chr(10) + 'cpv: '}{name} {value}", False))
+            if name in words and name != "color":
+                pieces.append((words[name], True))
+        for name, value in (("price", item.truth["price"]), ("picture", item.truth["color"])):
+            pieces.append((f"\nsku: {item.skus}\n" * (name == "price") + "\n" * (name == "picture") + f"{name}: {value}", False))
+            seen = "color" if name == "picture" else name
+            if seen in words:
+                pieces.append((words[seen], True))
+        return pieces
 
     def held_out(self, count: int) -> list[tuple[str, str]]:
         """``fit`` documents over queries of the dev split, balanced over the levels: (context, answer)."""
-        rng, rows = generator(self.seed, "pretrain", "held-out"), []
+        rng = generator(self.seed, "pretrain", "held-out")
+        rows: list[tuple[str, str]] = []
         while len(rows) < count:
             query = self.world.draw_query(rng)
             if query.split == "dev":
                 rows.append(self._fit(query, self.world.draw_item(query, 1 + len(rows) % 4, rng), rng))
         return rows
 
-    def _train_query(self, rng: np.random.Generator, early: float) -> Query:
-        extra = 1 if rng.random() < early else None
+    def _train_query(self, rng: np.random.Generator, early: float, extra: int | None = None) -> Query:
+        extra = 1 if rng.random() < early else extra
         while True:
             query = self.world.draw_query(rng, extra)
             if query.split == "train":
@@ -129,35 +173,45 @@ class Corpus(Dataset[dict[str, list[int]]]):
         why = ", ".join(f"{step.dimension} {step.word}" for step in result.path)
         return _turns(render_prompt(query.text, sections, budget)), f"fit {WORDS[level]}: {why}<|im_end|>"
 
-    def _one_comparison(self, rng: np.random.Generator) -> tuple[Demand, dict[str, str]]:
+    def _one_comparison(self, rng: np.random.Generator, numbers: bool = False) -> tuple[Demand, dict[str, str]]:
+        dimension = str(rng.choice(["price", "material"])) if numbers else ""
         query = self.world.draw_query(rng)
-        demand = query.demands[int(rng.integers(len(query.demands)))]
+        demand = (
+            self.world.draw_demand(dimension, rng)
+            if dimension
+            else query.demands[int(rng.integers(len(query.demands)))]
+        )
         levels = [level for level in (1, 2, 3, 4) if self.world.options(demand, level)]
         options = self.world.options(demand, int(rng.choice(levels)))
         have = options[int(rng.integers(len(options)))]
         return demand, {key: value for key, value in have.items() if value != "none"}
 
-    def _comparison(self, rng: np.random.Generator) -> str:
-        demand, have = self._one_comparison(rng)
+    def _comparison(self, rng: np.random.Generator, focus: bool) -> str:
+        demand, have = self._one_comparison(rng, focus and rng.random() < 0.8)
         step = verdict(self.vertical, demand, have)
         return f"{demand.dimension} {demand.surface}, {step.found}: {step.word}"
 
     def __getitem__(self, index: int) -> dict[str, list[int]]:
         if self.tokenizer is None:
             raise ValueError("this corpus has no tokenizer; give one to get token ids")
-        context, body = self.text(index)
-        left = self.tokenizer(context)["input_ids"] if context else []
-        right = self.tokenizer(body)["input_ids"]
-        if not context:
-            right = [*right, self.tokenizer.convert_tokens_to_ids(SPECIAL[0])]
-        ids = (left + right)[:MAX_POSITIONS]
-        return {"input_ids": ids, "labels": ([-100] * len(left) + right)[:MAX_POSITIONS]}
+        ids: list[int] = []
+        labels: list[int] = []
+        for text, taught in self.segments(index):
+            piece = self.tokenizer(text)["input_ids"]
+            ids += piece
+            labels += piece if taught else [-100] * len(piece)
+        return {"input_ids": ids[:MAX_POSITIONS], "labels": labels[:MAX_POSITIONS]}
 
 
-def _mixture(early: float) -> list[float]:
-    """Shares of compare, grade, text, fit; comparisons dominate at first."""
-    compare = 0.08 + 0.52 * early
-    return [compare, 0.03, 0.06, 0.91 - compare]
+def _mixture(index: int) -> list[float]:
+    """Shares of compare, grade, text, inline and fit: the corpus is a course in three parts."""
+    if index >= DENSE_FROM:
+        return [0.05, 0.02, 0.03, 0.50, 0.40]
+    if index >= COMBINE_FROM:
+        return [0.08, 0.03, 0.04, 0.30, 0.55]
+    early = max(0.0, 1.0 - index / EARLY_DOCUMENTS)
+    compare = 0.25 if index >= FOCUS_FROM else 0.08 + 0.52 * early
+    return [compare, 0.03, 0.06, 0.0, 0.91 - compare]
 
 
 def _turns(user: str) -> str:
@@ -167,8 +221,8 @@ def _turns(user: str) -> str:
 def train_tokenizer(texts: Iterator[str], vocabulary: int) -> Qwen2Tokenizer:
     """A byte-level BPE tokenizer (any text encodes, no unknown token) with a chat template.
 
-    It splits text as Qwen2 does (each digit alone), because transformers loads every model of type ``qwen2`` with
-    ``Qwen2Tokenizer`` whatever class was saved.
+    It splits text as Qwen2 does (each digit alone), because transformers loads every model of type
+    ``qwen2`` with ``Qwen2Tokenizer`` whatever class was saved.
     """
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = Qwen2Tokenizer().backend_tokenizer.pre_tokenizer
@@ -192,11 +246,19 @@ def train_tokenizer(texts: Iterator[str], vocabulary: int) -> Qwen2Tokenizer:
 def new_model(tokenizer: Qwen2Tokenizer, hidden: int, layers: int, seed: int) -> Qwen2ForCausalLM:
     """A randomly initialised Qwen2 of ``layers`` x ``hidden`` with head size 32 and tied embeddings."""
     config = Qwen2Config(
-        vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=hidden * 8 // 3, num_hidden_layers=layers,
-        num_attention_heads=hidden // 32, num_key_value_heads=hidden // 64, max_position_embeddings=MAX_POSITIONS,
-        tie_word_embeddings=True, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None, rope_theta=10_000.0,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=hidden * 8 // 3,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 32,
+        num_key_value_heads=hidden // 64,
+        max_position_embeddings=MAX_POSITIONS,
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        rope_theta=10_000.0,
+    )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return Qwen2ForCausalLM(config)
@@ -204,7 +266,8 @@ def new_model(tokenizer: Qwen2Tokenizer, hidden: int, layers: int, seed: int) ->
 
 def collate(rows: list[dict[str, list[int]]], pad: int) -> dict[str, torch.Tensor]:
     """Right-padded batch: ``input_ids``, ``labels`` and ``attention_mask`` of shape (rows, longest)."""
-    width = max(len(row["input_ids"]) for row in rows)
+    longest = max(len(row["input_ids"]) for row in rows)
+    width = -(-longest // 8) * 8  # few distinct shapes: CPU kernels are compiled once for each
     ids = torch.full((len(rows), width), pad)
     labels = torch.full((len(rows), width), -100)
     mask = torch.zeros((len(rows), width), dtype=torch.long)
@@ -223,9 +286,9 @@ def sorted_batches(rows: list[dict[str, list[int]]], size: int, pad: int) -> lis
 
 
 def vocabulary_texts(corpus: Corpus, count: int) -> Iterator[str]:
-    """Texts the tokenizer is trained on: a spread of the corpus, and completions so that their words are tokens."""
+    """What the tokenizer learns from: a spread of the corpus, and completions for the words they use."""
     for index in range(0, len(corpus), max(1, len(corpus) // count)):
-        yield "".join(corpus.text(index))
+        yield "".join(text for text, _ in corpus.segments(index))
         title = list(DIMENSIONS)[index % len(DIMENSIONS)]
         yield render([f"need: a = b, {title} c", f"{title} a: b match"], "L2", title)
 
@@ -253,10 +316,10 @@ def pretrain(
     vocabulary: int = 1024, batch_documents: int = 32, learning_rate: float = 3e-3, bf16: bool = False,
     checkpoint_steps: int = 320,
 ) -> dict[str, float]:  # fmt: skip
-    """Pretrain ``lore-nano`` and save it (safetensors in bfloat16, tokenizer, ``history.jsonl``) in ``folder``.
+    """Pretrain ``lore-nano``; save it as bfloat16 safetensors with tokenizer and ``history.jsonl``.
 
-    Optimiser: Muon on the matrices, AdamW on embeddings and norms; warm-up, plateau, linear decay over the last
-    30 %. Resumes from ``folder/checkpoint.pt``.
+    Optimiser: Muon on the matrices, AdamW on embeddings and norms; warm-up, plateau, linear decay over the
+    last 30 %. Resumes from ``folder/checkpoint.pt``.
 
     Args:
         vertical: the vertical to write about.
@@ -318,9 +381,12 @@ def pretrain(
         losses.append(float(loss.detach()))
         if step % checkpoint_steps == 0 or step == steps:
             row: dict[str, float] = {
-                "step": step, "documents": step * batch_documents, "loss": sum(losses) / len(losses),
-                "fit_accuracy": fit_accuracy(model, tokenizer, held_out), "seconds": time.perf_counter() - started,
-            }  # fmt: skip
+                "step": step,
+                "documents": step * batch_documents,
+                "loss": sum(losses) / len(losses),
+                "fit_accuracy": fit_accuracy(model, tokenizer, held_out),
+                "seconds": time.perf_counter() - started,
+            }
             losses.clear()
             history.append(row)
             saved = {"model": model.state_dict(), "optimisers": [o.state_dict() for o in optimisers]}

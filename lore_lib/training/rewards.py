@@ -32,6 +32,7 @@ class Reward:
 
     @property
     def total(self) -> float:
+        """The sum of the parts."""
         return self.outcome + self.format
 
 
@@ -64,7 +65,8 @@ def prove_rewards(traces: pd.DataFrame, format_weight: float = 0.1) -> pd.DataFr
         One row per (gold, stated label): the total each earns, constant over the set.
 
     Raises:
-        DataError: a gold completion earns less than full marks, or a completion with another label earns as much.
+        DataError: a gold completion earns less than full marks, or a completion with another label earns as
+            much.
     """
     full = EXACT + format_weight
     for row in traces.itertuples():
@@ -72,11 +74,17 @@ def prove_rewards(traces: pd.DataFrame, format_weight: float = 0.1) -> pd.DataFr
             text = str(row.completion).rpartition("\n")[0] + f"\n[{stated}]"
             total = reward(text, str(row.label), format_weight).total
             if (stated == row.label) != (total == full):
-                raise DataError(f"pair {row.pair_id!r}: gold {row.label}, stated {stated} earns {total}, full is {full}")
+                raise DataError(
+                    f"pair {row.pair_id!r}: gold {row.label}, stated {stated} earns {total}, full is {full}"
+                )
         if reward(str(row.completion), str(row.label), format_weight).total != full:
             raise DataError(f"pair {row.pair_id!r}: its gold completion does not earn full marks ({full})")
     body = "<think>\nx\n</think>\n"
-    rows = [{"gold": g, "stated": s, "total": reward(f"{body}[{s}]", g, format_weight).total} for g in LABELS for s in LABELS]
+    rows = [
+        {"gold": g, "stated": s, "total": reward(f"{body}[{s}]", g, format_weight).total}
+        for g in LABELS
+        for s in LABELS
+    ]
     return pd.DataFrame(rows)
 
 

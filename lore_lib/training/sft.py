@@ -1,4 +1,4 @@
-"""Supervised tuning over TRL's ``SFTTrainer``: loss on the completion only, resumable, nothing cut in silence."""
+"""Supervised tuning over TRL's ``SFTTrainer``: loss on the completion only, resumable, no row ever cut."""
 
 from __future__ import annotations
 
@@ -87,24 +87,39 @@ def train_sft(job: SftJob) -> Path:
 def sft_config(job: SftJob) -> SFTConfig:
     """TRL's settings for a job; every TRL default that would spoil a CPU run is set here."""
     return SFTConfig(
-        output_dir=str(job.out), num_train_epochs=job.epochs, learning_rate=job.learning_rate,
-        per_device_train_batch_size=job.batch_pairs, lr_scheduler_type="cosine", warmup_steps=job.warmup_share,
-        max_length=job.max_sequence_tokens, completion_only_loss=True, seed=job.seed, data_seed=job.seed,
-        train_sampling_strategy="group_by_length", adam_beta2=0.98, weight_decay=0.0,
-        save_strategy="steps", save_steps=job.checkpoint_steps, save_total_limit=1, logging_steps=10,
-        disable_tqdm=True, **hardware(),
-    )  # fmt: skip
+        output_dir=str(job.out),
+        num_train_epochs=job.epochs,
+        learning_rate=job.learning_rate,
+        per_device_train_batch_size=job.batch_pairs,
+        lr_scheduler_type="cosine",
+        warmup_steps=job.warmup_share,
+        max_length=job.max_sequence_tokens,
+        completion_only_loss=True,
+        seed=job.seed,
+        data_seed=job.seed,
+        train_sampling_strategy="group_by_length",
+        adam_beta2=0.98,
+        weight_decay=0.0,
+        save_strategy="steps",
+        save_steps=job.checkpoint_steps,
+        save_total_limit=1,
+        logging_steps=min(10, job.checkpoint_steps),
+        disable_tqdm=True,
+        **hardware(),
+    )
 
 
 def hardware() -> dict[str, Any]:
-    """Trainer settings that follow from the machine: on a CPU full precision and no activation checkpointing."""
+    """Trainer settings that follow from the machine: a CPU gets full precision and no recomputation."""
     cuda = torch.cuda.is_available()
     return {"use_cpu": not cuda, "bf16": cuda, "gradient_checkpointing": cuda, "report_to": "none"}
 
 
 def lora_config(rank: int) -> LoraConfig | None:
     """An adapter on all linear layers, or None for rank 0 (full tuning)."""
-    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM") if rank else None
+    if rank == 0:
+        return None
+    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
 def save_model(trainer: Any, folder: Path) -> None:
@@ -128,8 +143,8 @@ def check_lengths(tokenizer: Any, data: pd.DataFrame, pair_ids: list[str], limit
     over = [i for i, length in enumerate(lengths) if length > limit]
     if over:
         raise DataError(
-            f"{len(over)} of {len(data)} rows are longer than max_sequence_tokens={limit} and would lose their label; "
-            f"first: pair {pair_ids[over[0]]!r} with {lengths[over[0]]} tokens. "
+            f"{len(over)} of {len(data)} rows are longer than max_sequence_tokens={limit} and would lose "
+            f"their label; first: pair {pair_ids[over[0]]!r} with {lengths[over[0]]} tokens. "
             f"Use --set sft.max_sequence_tokens={max(lengths)} or a smaller features.budget"
         )
     return max(lengths)

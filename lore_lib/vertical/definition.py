@@ -84,6 +84,12 @@ class Vertical(BaseModel):
         for brand, parent in self.brands.items():
             if parent and parent not in self.brands:
                 problems.append(f"brands.{brand}: unknown parent {parent!r}")
+        for shade, rgb in self.shades.items():
+            if not all(0 <= channel <= 255 for channel in rgb):
+                problems.append(f"colors: {shade!r} is {rgb}; RGB channels run from 0 to 255")
+        for name in [*self.unisex_fits, *(kin for members in self.audiences.values() for kin in members)]:
+            if name not in self.audiences:
+                problems.append(f"audiences: unknown audience {name!r}; {nearest(name, self.audiences)}")
         for surface, slang in self.lexicon.items():
             dimension, value = next(iter(slang.means.items()))
             if value not in self.values(dimension):
@@ -155,8 +161,8 @@ def read_vertical(path: Path) -> Vertical:
     """
     try:
         return Vertical.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except yaml.YAMLError as error:
-        raise DataError(f"{path}: not valid YAML: {error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not valid YAML in UTF-8: {error}") from error
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors()]
         raise DataError(f"{path}: {len(lines)} problem(s): " + " | ".join(lines)) from error
@@ -168,4 +174,3 @@ def _unique(problems: list[str], field: str, names: Iterable[str]) -> None:
         if name in seen:
             problems.append(f"{field}: {name!r} stands in two places; keep one")
         seen.add(name)
-

@@ -1,7 +1,7 @@
 """The rule engine: one demand against one item gives a verdict; the lowest verdict gives the label.
 
-Levels follow the rule sets of the RAIR benchmark (paraphrased in our own words): 4 meets the demand, 3 is near
-or not stated, 2 contradicts it, 1 is an unrelated category. Thresholds come from the vertical's YAML.
+Levels follow the rule sets of the RAIR benchmark (paraphrased in our own words): 4 meets the demand, 3 is
+near or not stated, 2 contradicts it, 1 is an unrelated category. Thresholds come from the vertical's YAML.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ def judge(
         vertical: vocabularies and thresholds.
         demands: at least one demand.
         item: known attributes, dimension -> value; missing means not stated.
-        industry_rules: False judges by everyday sense alone: what the vertical's rules call near is then taken
-            for a match (a shade of the same family, a near category, "cotton 80" for pure cotton) or for a
-            conflict (kin material, sub-brand, neighbouring age, a price just over the limit).
+        industry_rules: False judges by everyday sense alone: what the vertical's rules call near is then
+            taken for a match (a shade of the same family, a near category, "cotton 80" for pure cotton) or
+            for a conflict (kin material, sub-brand, neighbouring age, a price just over the limit).
 
     Raises:
         DataError: no demand at all, or a dimension that has no rule.

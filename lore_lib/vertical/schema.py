@@ -79,6 +79,7 @@ class Verdict:
 
     @property
     def word(self) -> str:
+        """The word for the level in a chain of thought."""
         return WORDS[self.level]
 
 

@@ -1,8 +1,8 @@
 """The synthetic world: queries, items to order, clicks and gold labels, all from one seed.
 
-Gold labels come from the rule engine over an item's *true* attributes, which its text only partly tells: titles
-and CPV may omit or misstate the colour (the picture shows it), queries use slang that only selling points
-explain, and some items sit just on one side of a rule's threshold.
+Gold labels come from the rule engine over an item's *true* attributes, which its text only partly tells:
+titles and CPV may omit or misstate the colour (the picture shows it), queries use slang that only selling
+points explain, and some items sit just on one side of a rule's threshold.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lore_lib.vertical.picture import render_picture
 from lore_lib.rng import generator
 from lore_lib.vertical.definition import Vertical
+from lore_lib.vertical.picture import render_picture
 from lore_lib.vertical.rules import NOT_STATED, PURE_COTTON, Judgement, judge, verdict
 from lore_lib.vertical.schema import Demand, dump_demands
 
@@ -98,11 +98,12 @@ class World:
         count = int(rng.choice([1, 2, 3], p=[0.3, 0.45, 0.25])) if extra is None else extra
         names = list(EXTRA_DIMENSIONS)
         chosen = rng.choice(names, size=count, replace=False, p=list(EXTRA_DIMENSIONS.values()))
-        demands = [self._draw_demand(dimension, rng, slang) for dimension in ("category", *map(str, chosen))]
+        demands = [self.draw_demand(dimension, rng, slang) for dimension in ("category", *map(str, chosen))]
         question = bool(rng.random() < QUESTION_SHARE)
         return Query(_query_text(demands, question, rng), self._intent(demands, question), tuple(demands))
 
-    def _draw_demand(self, dimension: str, rng: np.random.Generator, slang: bool) -> Demand:
+    def draw_demand(self, dimension: str, rng: np.random.Generator, slang: bool = True) -> Demand:
+        """Draw one demand of a dimension: a plain value, a nickname of the lexicon, or a negation."""
         if dimension in ("color", "material", "brand") and rng.random() < NEGATED_SHARE:
             values = list(self.vertical.colors) if dimension == "color" else self.vertical.values(dimension)
             value = str(rng.choice([v for v in values if v not in ("cotton", PURE_COTTON)]))
@@ -119,13 +120,15 @@ class World:
     def _intent(self, demands: list[Demand], question: bool) -> str:
         if any(d.negated for d in demands):
             return "ER" if any(d.negated and d.dimension == "brand" for d in demands) else "NC"
-        slang = [self.vertical.lexicon[d.surface].intent for d in demands if d.surface in self.vertical.lexicon]
+        slang = [
+            self.vertical.lexicon[d.surface].intent for d in demands if d.surface in self.vertical.lexicon
+        ]
         if slang:
             return "SS" if "SS" in slang else "DJ"
         return "QA" if question else "MA" if len(demands) >= 4 else "plain"
 
     def draw_item(self, query: Query, level: int, rng: np.random.Generator) -> Item:
-        """Draw an item whose gold label for ``query`` is ``L<level>``, as near to it as the vocabulary allows."""
+        """Draw an item whose gold label for ``query`` is ``L<level>`` where the vocabulary allows it."""
         levels = {d.dimension: 4 for d in query.demands}
         if level == 1:
             levels = {d.dimension: int(rng.choice([2, 3, 4])) for d in query.demands} | {"category": 1}
@@ -150,7 +153,8 @@ class World:
             self._candidates[key] = [
                 values
                 for values in every
-                if verdict(self.vertical, demand, {k: v for k, v in values.items() if v != NOT_STATED}).level == level
+                if verdict(self.vertical, demand, {k: v for k, v in values.items() if v != NOT_STATED}).level
+                == level
                 and not (demand.dimension == "price" and not _near_limit(values["price"], demand.value))
             ]
         return self._candidates[key]
@@ -185,8 +189,10 @@ class World:
 
     def _describe(self, truth: dict[str, str], rng: np.random.Generator) -> Item:
         v = self.vertical
-        cpv = {key: truth[key] for key in ("brand", "audience", "style") if key in truth}
-        cpv["material"] = truth["material"] + (f" {truth['material_share']}" if "material_share" in truth else "")
+        cpv: dict[str, str] = {key: truth[key] for key in ("brand", "audience", "style") if key in truth}
+        cpv["material"] = truth["material"] + (
+            f" {truth['material_share']}" if "material_share" in truth else ""
+        )
         draw = rng.random()
         if draw < 0.10:
             cpv["color"] = str(rng.choice([s for s in v.shades if s != truth["color"]]))
@@ -198,7 +204,11 @@ class World:
         nicknames = [s for s, e in v.lexicon.items() if all(truth.get(d) == x for d, x in e.means.items())]
         told = [s for s in nicknames if rng.random() < 0.7]
         points = "; ".join(f"{s} ({next(iter(v.lexicon[s].means.values()))})" for s in told)
-        shop = f"{truth['brand']} official" if "brand" in truth and rng.random() < 0.3 else str(rng.choice(SHOPS))
+        shop = (
+            f"{truth['brand']} official"
+            if "brand" in truth and rng.random() < 0.3
+            else str(rng.choice(SHOPS))
+        )
         sizes = SIZES.get(v.group_of[truth["category"]], "S M L")
         return Item(truth, title, cpv, sizes, shop, points)
 
@@ -223,9 +233,10 @@ def _query_text(demands: list[Demand], question: bool, rng: np.random.Generator)
 
 
 def pair_kind(vertical: Vertical, query: Query, item: Item, gold: Judgement) -> str:
-    """What the pair cannot be judged without: the first single piece of evidence whose removal flips the label.
+    """What the pair cannot be judged without: the first evidence whose removal alone flips the label.
 
-    Order: the picture (``visual``), the lexicon (``knowledge``), the industry rules (``boundary``), else ``plain``.
+    Order: the picture (``visual``), the lexicon (``knowledge``), the industry rules (``boundary``), else
+    ``plain``.
     """
     seen = {key: value for key, value in item.truth.items() if key != "color"}
     text_only = seen | ({"color": item.stated["color"]} if "color" in item.stated else {})
@@ -238,12 +249,16 @@ def pair_kind(vertical: Vertical, query: Query, item: Item, gold: Judgement) -> 
 
 
 def generate_tables(
-    vertical: Vertical, queries_per_split: dict[str, int], pairs_per_query: int, clicked_per_query: int, seed: int
+    vertical: Vertical,
+    queries_per_split: dict[str, int],
+    pairs_per_query: int,
+    clicked_per_query: int,
+    seed: int,
 ) -> dict[str, pd.DataFrame]:
     """Make the tables ``items``, ``queries``, ``pairs`` and ``clicks``.
 
-    No query meaning and no item stands in two splits. Labels are balanced by design: each query's items are drawn
-    for levels that rotate over L1..L4.
+    No query meaning and no item stands in two splits. Labels are balanced by design: each query's items are
+    drawn for levels that rotate over L1..L4.
 
     Args:
         vertical: the vertical.
@@ -274,10 +289,17 @@ def generate_tables(
                 rows["items"].append(_item_row(vertical, item_id, item))
                 if position < pairs_per_query:
                     rows["pairs"].append(
-                        {"pair_id": f"{split}-p{index:05d}-{position}", "query_id": query_id, "item_id": item_id,
-                         "label": gold.label, "mismatch": gold.mismatch, "path": json.dumps([vars(s) for s in gold.path]),
-                         "kind": pair_kind(vertical, query, item, gold), "split": split}
-                    )  # fmt: skip
+                        {
+                            "pair_id": f"{split}-p{index:05d}-{position}",
+                            "query_id": query_id,
+                            "item_id": item_id,
+                            "label": gold.label,
+                            "mismatch": gold.mismatch,
+                            "path": json.dumps([vars(s) for s in gold.path]),
+                            "kind": pair_kind(vertical, query, item, gold),
+                            "split": split,
+                        }
+                    )
                 attraction = {"L4": 12.0, "L3": 4.0, "L2": 0.5, "L1": 0.05}[gold.label]
                 clicks = int(rng.poisson(attraction))
                 if clicks:
@@ -308,5 +330,3 @@ def _item_row(vertical: Vertical, item_id: str, item: Item) -> dict[str, Any]:
         "truth": json.dumps(item.truth),
         "picture": render_picture(vertical.shades[item.truth["color"]], group),
     }
-
-

@@ -5,6 +5,7 @@ the caller and say what is seen. Systems have the Okabe-Ito colours, told apart 
 lines differ in dash or marker as well; ordered groups (labels, difficulty) run from dark to light.
 """
 
+import io
 from collections.abc import Mapping
 from textwrap import fill
 from typing import Literal
@@ -12,8 +13,8 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib import figure as mpl
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 from numpy.typing import ArrayLike, NDArray
 
@@ -26,6 +27,15 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 FREQUENCY_COLOURS = {"head": PALETTE[1], "torso": PALETTE[4], "tail": PALETTE[0]}
 SIZE = (7.0, 4.0)  # inches: the width of a notebook
 TITLE_CHARACTERS = 85  # per line
+
+
+class Figure(mpl.Figure):
+    """A matplotlib figure that a notebook shows whatever backend is set."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=100, bbox_inches="tight")
+        return buffer.getvalue()
 
 
 def effects_figure(table: pd.DataFrame, title: str) -> Figure:

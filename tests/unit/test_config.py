@@ -58,7 +58,7 @@ def test_a_config_is_frozen() -> None:
         ({"sampling.k": 9}, "use k<=8 or n=9"),
         ({"serving.head_share": 0.9}, "use torso_share<=0.1"),
         ({"sft.arms": []}, "sft.arms"),
-        ({"sft.epochs": 0}, "greater than or equal to 1"),
+        ({"sft.epochs": 0}, "greater than 0"),
         (
             {"grpo.prompts_per_rollout": 3, "grpo.updates_per_rollout": 5},
             "prompts_per_rollout=3 x completions_per_prompt=8 = 24 is not a multiple of "

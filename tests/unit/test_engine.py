@@ -1,0 +1,149 @@
+"""Sampling: batches with a shared prefix give what one prompt alone would give, reproducibly and in order."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from lore_lib.artifacts import read_parquet, write_parquet
+from lore_lib.errors import EngineError
+from lore_lib.sampling.engine import (
+    SAMPLE_COLUMNS,
+    HfEngine,
+    SampleJob,
+    Sampling,
+    chat_text,
+    load_model,
+    load_tokenizer,
+    run_sample_job,
+    sample_pairs,
+)
+
+GREEDY = Sampling(n=2, temperature=0.0, max_completion_tokens=24, batch_completions=8)
+DRAWN = Sampling(n=4, temperature=1.0, max_completion_tokens=12, batch_completions=16, seed=5)
+PROMPTS = [
+    "query: navy dress\ntitle: Relo soft dress\nprice: 40",
+    "query: x",
+    "query: matcha frock for women under 40\ntitle: new gown\ncpv: color mint, material linen\nprice: 44",
+    "query: 纯棉 sheet\ntitle: 👗",
+    "query: not leather boots\ntitle: Vikka hot boots",
+]
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_model: Path) -> HfEngine:
+    return HfEngine(load_model(str(tiny_model)), load_tokenizer(str(tiny_model)))
+
+
+def alone(engine: HfEngine, prompt: str, tokens: int) -> list[int]:
+    """Greedy tokens of one prompt, one forward pass over the whole text for each token."""
+    ids = engine.tokenizer(chat_text(engine.tokenizer, prompt), add_special_tokens=False)["input_ids"]
+    start = len(ids)
+    for _ in range(tokens):
+        with torch.no_grad():
+            ids.append(int(engine.model(torch.tensor([ids])).logits[0, -1].argmax()))
+        if ids[-1] == engine.tokenizer.eos_token_id:
+            break
+    return ids[start:]
+
+
+def test_greedy_batches_of_unequal_prompts_equal_plain_decoding_token_by_token(engine: HfEngine) -> None:
+    for prompt, drawn in zip(PROMPTS, engine.generate(PROMPTS, GREEDY), strict=True):
+        expected = alone(engine, prompt, GREEDY.max_completion_tokens)
+        assert [g.text for g in drawn] == [engine.tokenizer.decode(expected)] * 2
+        assert [g.tokens for g in drawn] == [len(expected)] * 2
+
+
+def test_the_order_of_the_prompts_is_kept_whatever_the_batches(engine: HfEngine) -> None:
+    forwards = engine.generate(PROMPTS, GREEDY)
+    assert engine.generate(PROMPTS[::-1], GREEDY) == forwards[::-1]
+    assert engine.generate(PROMPTS, replace(GREEDY, batch_completions=1)) == forwards
+    assert engine.generate([PROMPTS[0]] * 3, GREEDY) == [forwards[0]] * 3
+
+
+def test_no_prompts_give_no_completions(engine: HfEngine) -> None:
+    assert engine.generate([], GREEDY) == []
+
+
+def test_the_same_seed_draws_the_same_samples_and_leaves_the_global_stream_alone(engine: HfEngine) -> None:
+    before = torch.get_rng_state()
+    first = engine.generate(PROMPTS, DRAWN)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(99)
+    assert engine.generate(PROMPTS, DRAWN) == first
+    assert engine.generate(PROMPTS, replace(DRAWN, seed=6)) != first
+    assert [len(row) for row in first] == [4] * 5
+    assert all(len({g.text for g in row}) > 1 for row in first), "samples of one prompt differ"
+
+
+def test_samples_follow_the_models_own_distribution(engine: HfEngine) -> None:
+    """First tokens of many draws against the softmax of the logits: no top-k, no top-p, temperature 1."""
+    ids = engine.tokenizer(chat_text(engine.tokenizer, PROMPTS[0]), return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        expected = engine.model(ids).logits[0, -1].softmax(-1)
+    drawn = engine.generate([PROMPTS[0]], Sampling(n=4000, max_completion_tokens=1, batch_completions=4000))[
+        0
+    ]
+    texts = engine.tokenizer.batch_decode([[i] for i in range(len(expected))])
+    ids_of = {
+        text: i for i, text in enumerate(texts) if texts.count(text) == 1
+    }  # bytes of a character are not
+    readable = torch.zeros_like(expected, dtype=torch.bool)
+    readable[list(ids_of.values())] = True
+    rare = readable & (expected < expected[readable].median())
+    found = [ids_of[g.text] for g in drawn if g.text in ids_of]
+    share = sum(bool(rare[i]) for i in found) / len(found)
+    assert share == pytest.approx(float(expected[rare].sum() / expected[readable].sum()), abs=0.03)
+    assert share > 0.2
+
+
+def test_a_completion_stops_at_the_end_token_or_at_the_length(engine: HfEngine) -> None:
+    end, pad = engine.tokenizer.eos_token_id, engine.tokenizer.pad_token_id
+    word = engine.tokenizer("navy")["input_ids"]
+    read = engine._read([*word, end, pad, pad])
+    assert (read.text, read.tokens, read.finish_reason) == ("navy", len(word) + 1, "stop")
+    read = engine._read(word)
+    assert (read.text, read.tokens, read.finish_reason) == ("navy", len(word), "length")
+    read = engine._read([end, pad])
+    assert (read.text, read.tokens, read.finish_reason) == ("", 1, "stop")
+    many = engine.generate(PROMPTS, replace(DRAWN, n=16, max_completion_tokens=100, batch_completions=80))
+    reasons = {g.finish_reason for row in many for g in row}
+    assert reasons == {"stop", "length"}
+    assert all((g.tokens == 100) >= (g.finish_reason == "length") for row in many for g in row)
+    assert not any("<|im_end|>" in g.text for row in many for g in row)
+
+
+def test_pairs_become_rows_with_the_contracts_columns(engine: HfEngine) -> None:
+    pairs = pd.DataFrame({"pair_id": ["a", "b"], "query_id": ["q", "r"], "prompt": PROMPTS[:2]})
+    rows = sample_pairs(engine, pairs, "base", DRAWN)
+    assert rows.columns.tolist() == SAMPLE_COLUMNS
+    assert rows.pair_id.tolist() == ["a"] * 4 + ["b"] * 4
+    assert rows["sample"].tolist() == [0, 1, 2, 3] * 2
+    assert ((rows.label == "") == (rows.parse_kind != "ok")).all()
+
+
+def test_a_finished_job_is_not_done_again(tiny_model: Path, tmp_path: Path) -> None:
+    pairs = pd.DataFrame({"pair_id": ["a"], "query_id": ["q"], "prompt": [PROMPTS[0]]})
+    prompts = write_parquet(pairs, tmp_path / "prompts.parquet")
+    job = SampleJob("base", str(tiny_model), prompts, tmp_path / "out.parquet", DRAWN)
+    assert len(read_parquet(run_sample_job(job))) == 4
+    assert run_sample_job(replace(job, model="gone")) == job.out
+
+
+@pytest.mark.parametrize("base", ["data/models/absent", "nobody/absent", "absent"])
+def test_a_missing_model_is_named(base: str) -> None:
+    with pytest.raises(EngineError, match=f"no model at '{base}'"):
+        load_model(base)
+    with pytest.raises(EngineError, match=f"no tokenizer at '{base}'"):
+        load_tokenizer(base)
+
+
+def test_a_tokenizer_without_chat_template_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(str(tiny_model))
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_bytes((tiny_model / "config.json").read_bytes())
+    with pytest.raises(EngineError, match="has no chat template"):
+        load_tokenizer(str(tmp_path))
