@@ -44,7 +44,7 @@ class WorldConfig(_Frozen):
 
     train_queries: int = Field(default=900, ge=1)  # queries whose pairs are trained on
     dev_queries: int = Field(default=60, ge=1)  # queries for choosing settings
-    test_queries: int = Field(default=130, ge=1)  # queries of the benchmark; disjoint from the others
+    test_queries: int = Field(default=100, ge=1)  # queries of the benchmark; disjoint from the others
     pairs_per_query: int = Field(default=4, ge=1)  # items judged per query
     clicked_per_query: int = Field(default=2, ge=0)  # further items that only the click log knows
 
@@ -72,10 +72,10 @@ class SftConfig(_Frozen):
     arms: tuple[Arm, ...] = Field(
         default=("direct", "naive", "progressive"), min_length=1
     )  # systems to train
-    train_pairs: int = Field(default=3000, ge=1)  # pairs each arm trains on
-    epochs: float = Field(default=2, gt=0)  # passes over them
-    learning_rate: float = Field(default=1e-3, gt=0)  # peak of the schedule
-    batch_pairs: int = Field(default=32, ge=1)  # pairs per optimiser step
+    train_pairs: int = Field(default=2400, ge=1)  # pairs each arm trains on
+    epochs: float = Field(default=3, gt=0)  # passes over them
+    learning_rate: float = Field(default=2e-3, gt=0)  # peak of the schedule
+    batch_pairs: int = Field(default=16, ge=1)  # pairs per optimiser step
     max_sequence_tokens: int = Field(default=256, ge=16)  # prompt and completion together
     warmup_share: float = Field(default=0.05, ge=0, lt=1)  # share of steps spent warming up
     checkpoint_steps: int = Field(default=50, ge=1)  # optimiser steps between resumable checkpoints
@@ -105,16 +105,16 @@ class GrpoConfig(_Frozen):
     """KL-free GRPO with clip-higher over a pool of hard pairs."""
 
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)  # one training run each
-    pool_pairs: int = Field(default=600, ge=1)  # pairs considered for the hard pool
+    pool_pairs: int = Field(default=400, ge=1)  # pairs considered for the hard pool
     prompts_per_rollout: int = Field(default=32, ge=1)  # pairs sampled between two policy snapshots
     completions_per_prompt: int = Field(default=8, ge=2)  # size of a group
     updates_per_rollout: int = Field(default=4, ge=1)  # optimiser steps on each rollout
-    rollouts: int = Field(default=30, ge=1)  # length of training
-    learning_rate: float = Field(default=5e-5, gt=0)  # constant
+    rollouts: int = Field(default=14, ge=1)  # length of training
+    learning_rate: float = Field(default=1e-4, gt=0)  # constant
     epsilon: float = Field(default=0.2, gt=0, lt=1)  # lower clip: ratio >= 1 - epsilon
     epsilon_high: float = Field(default=0.28, gt=0)  # upper clip: ratio <= 1 + epsilon_high
     easy_share: float = Field(default=0.2, ge=0, lt=1)  # share of the pool that is solved already
-    probe_every_rollouts: int = Field(default=10, ge=1)  # rollouts between two looks at the dev pairs
+    probe_every_rollouts: int = Field(default=7, ge=1)  # rollouts between two looks at the dev pairs
     probe_pairs: int = Field(default=120, ge=1)  # dev pairs of a look; the best look's weights are kept
     probe_completions: int = Field(default=4, ge=1)  # completions per dev pair of a look
     format_reward: float = Field(default=0.1, ge=0)  # added when the completion parses
@@ -159,7 +159,7 @@ class ServingConfig(_Frozen):
     zipf_exponent: float = Field(default=1.0, gt=0)  # of query popularity
     head_share: float = Field(default=0.02, ge=0, le=1)  # share of distinct queries served from the cache
     torso_share: float = Field(default=0.18, ge=0, le=1)  # share of distinct queries served by the student
-    llm_workers: int = Field(default=2, ge=1)  # LLM servers for the tail
+    llm_workers: int = Field(default=3, ge=1)  # LLM servers for the tail
     llm_queue_limit: int = Field(default=64, ge=1)  # waiting requests beyond which the student answers
     arrivals_per_second: float = Field(default=50.0, gt=0)  # mean of the Poisson arrivals
     student_pairs: int = Field(default=1500, ge=1)  # LLM-labelled pairs the student learns from
@@ -178,7 +178,7 @@ class ServingConfig(_Frozen):
 class RuntimeConfig(_Frozen):
     """How the work is done; never changes a result."""
 
-    workers: int = Field(default=2, ge=1)  # independent trainings at once, one thread each
+    workers: int = Field(default=3, ge=1)  # independent trainings at once, one thread each
     stage_timeout_minutes: float = Field(default=60.0, gt=0)  # a notebook that takes longer is stopped
 
 
@@ -228,24 +228,25 @@ PROFILE_TABLE: dict[str, tuple[Any, Any, Any]] = {
     "model.base": (None, "HuggingFaceTB/SmolLM2-135M-Instruct", "Qwen/Qwen2.5-7B-Instruct"),
     "model.dtype": (None, None, "bfloat16"),
     "model.lora_rank": (None, 16, 32),
-    "world.train_queries": (60, None, 20_000),
+    "world.train_queries": (120, None, 20_000),
     "world.dev_queries": (12, None, 500),
     "world.test_queries": (16, None, 2000),
     "world.pairs_per_query": (3, None, 8),
     "features.budget": (None, None, "full"),
     "features.captioner": (None, None, "vlm"),
     "cot.teacher": (None, None, "openai"),
-    "sft.train_pairs": (96, None, 100_000),
+    "sft.train_pairs": (320, None, 100_000),
+    "sft.epochs": (4, 2, 2),
     "sft.learning_rate": (None, 2e-4, 1e-4),
-    "sft.batch_pairs": (None, None, 128),
+    "sft.batch_pairs": (None, 32, 128),
     "sft.max_sequence_tokens": (None, 768, 4096),
-    "sft.checkpoint_steps": (2, None, 100),
+    "sft.checkpoint_steps": (20, None, 100),
     "sampling.engine": (None, None, "vllm"),
     "sampling.max_completion_tokens": (None, 256, 1024),
     "sampling.batch_completions": (None, 64, 4096),
     "sampling.bootstrap": (200, None, None),
     "grpo.seeds": ((0,), None, None),
-    "grpo.pool_pairs": (24, None, 20_000),
+    "grpo.pool_pairs": (40, None, 20_000),
     "grpo.prompts_per_rollout": (4, 16, 128),
     "grpo.completions_per_prompt": (4, None, 16),
     "grpo.updates_per_rollout": (2, None, None),

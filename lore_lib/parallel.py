@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -38,7 +39,7 @@ def run_parallel(
         return []
     context = multiprocessing.get_context("spawn")
     results: dict[int, Result] = {}
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context, initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context, initializer=_start_worker) as pool:
         futures = {pool.submit(work, job): index for index, job in enumerate(jobs)}
         try:
             for future in tqdm(as_completed(futures), total=len(jobs), desc=label or None):
@@ -51,8 +52,18 @@ def run_parallel(
     return [results[index] for index in range(len(jobs))]
 
 
-def _one_thread() -> None:
+def _start_worker() -> None:
+    """Compute with one thread, and end with the parent: a worker that outlives a killed notebook would go on
+    writing into the folder in which the next run resumes."""
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch
 
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -127,6 +127,11 @@ def install_kernel() -> Path:
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(min(2, os.cpu_count() or 1)),
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        # bars of weights and of data preparation would fill a notebook's output
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        # trl 1.16 sets the old name itself
+        "PYTHONWARNINGS": "ignore:`gradient_checkpointing` is deprecated:FutureWarning",
     }
     folder = Path(sys.prefix, "share", "jupyter", "kernels", KERNEL)
     try:

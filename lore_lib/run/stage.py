@@ -93,7 +93,7 @@ _SPECS = (
         "01_features",
         "Queries and items become prompts under a token budget",
         sections=_BASE,
-        promises=("items.parquet", "queries.parquet", "pairs.parquet", "prompts.parquet"),
+        promises=tuple(f"{t}.parquet" for t in ("items", "queries", "pairs", "clicks", "captions", "prompts")),
         minutes=(0.3, 1, 2, 30),
     ),
     _spec(
@@ -101,6 +101,7 @@ _SPECS = (
         "Knowledge, vision and rules enter the chain of thought; a funnel keeps what is sound",
         needs=("01_features",),
         sections=(*_BASE, "cot", "sft"),
+        promises=("teacher.parquet",),
         minutes=(0.3, 1, 2, 600),
     ),
     _spec(
@@ -108,6 +109,7 @@ _SPECS = (
         "Direct labels, naive chains and progressive chains, each taught to the same student",
         needs=("01_features", "02_cot_synthesis"),
         sections=(*_BASE, "cot", "sft", "sampling"),
+        promises=("losses.parquet", "glimpses.parquet"),
         minutes=(0.7, 5, 60, 600),
     ),
     _spec(
@@ -115,7 +117,7 @@ _SPECS = (
         "How often one sample is right, and how often any of eight is",
         needs=("01_features", "02_cot_synthesis", "03_sft"),
         sections=(*_BASE, "cot", "sft", "sampling", "grpo"),
-        promises=("samples.parquet",),
+        promises=("samples.parquet", "effects.parquet", "differences.parquet", "pool-samples.parquet"),
         minutes=(0.5, 2, 30, 120),
     ),
     _spec(
@@ -123,7 +125,7 @@ _SPECS = (
         "KL-free GRPO with clip-higher turns pass@8 into pass@1",
         needs=("01_features", "02_cot_synthesis", "03_sft", "04_pass_at_8"),
         sections=(*_BASE, "cot", "sft", "sampling", "grpo"),
-        promises=("samples.parquet",),
+        promises=("pool.parquet", "samples.parquet", "effects.parquet", "differences.parquet"),
         minutes=(0.7, 6, 120, 1200),
     ),
     _spec(
@@ -131,6 +133,7 @@ _SPECS = (
         "General, long-tail hard and visual salience: every system beside trivial baselines",
         needs=("01_features", "02_cot_synthesis", "03_sft", "04_pass_at_8", "05_grpo"),
         sections=(*_BASE, "cot", "sft", "sampling", "grpo", "rair"),
+        promises=("benchmark.parquet", "predictions.parquet", "scores.parquet", "comparisons.parquet"),
         minutes=(0.5, 2, 30, 120),
     ),
     _spec(
@@ -138,12 +141,14 @@ _SPECS = (
         "Head from a cache, torso by a student, tail by the model: quality, delay and cost",
         needs=("01_features", "02_cot_synthesis", "03_sft", "04_pass_at_8", "05_grpo", "06_rair"),
         sections=(*_BASE, "cot", "sft", "sampling", "grpo", "rair", "serving"),
+        promises=("judges.parquet", "latencies.parquet", "policies.parquet"),
         minutes=(0.5, 1, 10, 60),
     ),
     _spec(
         "08_your_vertical",
         "The same chain over a vertical of your own",
         sections=(*_BASE, "cot"),
+        promises=("vertical/vertical.yaml", "traces.parquet"),
         minutes=(0.3, 0.5, 1, 5),
     ),
 )

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from datasets import Dataset
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 from trl import GRPOConfig, GRPOTrainer
 
@@ -28,7 +28,7 @@ from lore_lib.errors import DataError
 from lore_lib.sampling.engine import HfEngine, Sampling, chat_text, load_model, load_tokenizer, sample_pairs
 from lore_lib.sampling.pass_at_k import summarise
 from lore_lib.training.rewards import format_reward, outcome_reward
-from lore_lib.training.sft import FINISHED, hardware, lora_config, save_model
+from lore_lib.training.sft import FINISHED, drop_checkpoints, hardware, lora_config, save_model
 
 PROBES = "probes.jsonl"
 BEST = "best"
@@ -169,8 +169,10 @@ def train_grpo(job: GrpoJob) -> Path:
         peft_config=lora_config(job.lora_rank),
     )
     probe.trainer = trainer
+    trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(job.out)))
     write_jsonl(job.out / FINISHED, history_rows(trainer.state.log_history, job))
+    drop_checkpoints(job.out)
     return job.out / BEST
 
 

@@ -1,13 +1,15 @@
 """``lore-nano``: a laptop-sized language model of Qwen2 architecture, pretrained on the bundled world.
 
 Its corpus is generated on the fly, document ``i`` from the seed and ``i`` alone, so a killed pretraining
-resumes exactly. Four kinds of document (answers carry the loss; item texts carry it everywhere):
+resumes exactly. Six kinds of document (answers carry the loss; item texts carry it everywhere):
 
 * ``compare``: lists of attribute comparisons ("color navy azure: near");
 * ``fit``: a query and an item in the prompt format, answered in ONE step by the overall fit and then, as an
   afterthought, by dimension ("fit near: category match, color near"): several comparisons combined at once;
 * ``grade``: one comparison answered by a bracketed label, which teaches the label tokens but not the task;
-* ``text``: item texts and the glossary of slang, as plain language modelling.
+* ``text``: item texts and the glossary of slang, as plain language modelling;
+* ``inline``: the prompt with a verdict right behind each demanded attribute;
+* ``read``: a query and an item, answered by what is asked and what is there, without a verdict.
 
 No document holds a query whose meaning falls into the dev or test split, nor a chain of thought.
 """
@@ -45,14 +47,11 @@ SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 MAX_POSITIONS = 512
 EARLY_DOCUMENTS = 56_000
 """Over the first so many documents, comparisons and one-demand queries give way to the full mixture."""
-FOCUS_FROM = 81_920
-"""From this document on, comparisons are mostly of prices and materials, which were learned last."""
 
-COMBINE_FROM = 122_880
-"""From this document on, most items have the category asked for, so that one-step answers must look at the rest."""
-
-DENSE_FROM = 143_360
-"""From this document on, half of the documents write a verdict behind each of seven demanded attributes."""
+FOCUS_FROM, COMBINE_FROM, DENSE_FROM, ANSWER_FROM, READ_FROM = 81_920, 122_880, 143_360, 192_000, 220_800
+"""Where the lessons of the corpus begin: numbers; items of the category asked for, so that the other demands decide;
+a verdict behind each of seven demanded attributes; one-step answers; reading out what is asked and what is there.
+``LAB_NOTES.md`` tells what each was to cure."""
 
 SORTED_BATCHES = 8
 """Batches that are cut, sorted by length, from one run of documents: less padding, same documents."""
@@ -95,7 +94,7 @@ class Corpus(Dataset[dict[str, list[int]]]):
         """Document ``index`` as pieces of text and whether each carries the loss."""
         rng = generator(self.seed, "pretrain", index)
         early = max(0.0, 1.0 - index / EARLY_DOCUMENTS)
-        kind = str(rng.choice(["compare", "grade", "text", "inline", "fit"], p=_mixture(index)))
+        kind = str(rng.choice(["compare", "grade", "text", "inline", "fit", "read"], p=_mixture(index)))
         if kind == "compare":
             lines = [self._comparison(rng, index >= FOCUS_FROM) for _ in range(10)]
             return [("\n".join(lines) + SPECIAL[0], True)]
@@ -115,6 +114,8 @@ class Corpus(Dataset[dict[str, list[int]]]):
             meaning = " ".join(f"{d} {v}" for d, v in self.vertical.lexicon[entry].means.items())
             prompt = render_prompt(query.text, item_prompt_sections(item), "full")
             return [(f"{entry} means {meaning}\n{prompt}{SPECIAL[0]}", True)]
+        if kind == "read":
+            return self._read(query, item)
         context, answer = self._fit(query, item, rng)
         return [(context, False), (answer, True)]
 
@@ -128,6 +129,14 @@ class Corpus(Dataset[dict[str, list[int]]]):
             item = self.world.draw_item(query, int(rng.integers(2, 5)), rng)
             if item.truth["category"] == wanted:
                 return item
+
+    def _read(self, query: Query, item: Item) -> list[tuple[str, bool]]:
+        """The prompt, answered by what the query asks and what the item has, in words and without a verdict."""
+        asks = ", ".join(f"{d.dimension} {'not ' * d.negated}{d.value}" for d in query.demands)
+        has = [f"category {item.truth['category']}", *(f"{name} {value}" for name, value in item.cpv.items())]
+        has += [f"price {item.truth['price']}", f"picture {item.truth['color']}"]
+        prompt = render_prompt(query.text, item_prompt_sections(item))
+        return [(_turns(prompt), False), (f"asks {asks}. has {', '.join(has)}<|im_end|>", True)]
 
     def _inline(self, query: Query, item: Item) -> list[tuple[str, bool]]:
         """The prompt with each demanded attribute's verdict written right behind it; only the verdicts are taught."""
@@ -204,14 +213,18 @@ class Corpus(Dataset[dict[str, list[int]]]):
 
 
 def _mixture(index: int) -> list[float]:
-    """Shares of compare, grade, text, inline and fit: the corpus is a course in three parts."""
+    """Shares of compare, grade, text, inline, fit and read: the corpus is a course."""
+    if index >= READ_FROM:
+        return [0.05, 0.02, 0.01, 0.07, 0.30, 0.55]
+    if index >= ANSWER_FROM:
+        return [0.04, 0.02, 0.02, 0.17, 0.75, 0.0]
     if index >= DENSE_FROM:
-        return [0.05, 0.02, 0.03, 0.50, 0.40]
+        return [0.05, 0.02, 0.03, 0.50, 0.40, 0.0]
     if index >= COMBINE_FROM:
-        return [0.08, 0.03, 0.04, 0.30, 0.55]
+        return [0.08, 0.03, 0.04, 0.30, 0.55, 0.0]
     early = max(0.0, 1.0 - index / EARLY_DOCUMENTS)
     compare = 0.25 if index >= FOCUS_FROM else 0.08 + 0.52 * early
-    return [compare, 0.03, 0.06, 0.0, 0.91 - compare]
+    return [compare, 0.03, 0.06, 0.0, 0.91 - compare, 0.0]
 
 
 def _turns(user: str) -> str:
@@ -314,7 +327,7 @@ def fit_accuracy(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, rows: list[
 def pretrain(
     vertical: Vertical, folder: Path, documents: int, seed: int, hidden: int = 192, layers: int = 5,
     vocabulary: int = 1024, batch_documents: int = 32, learning_rate: float = 3e-3, bf16: bool = False,
-    checkpoint_steps: int = 320,
+    checkpoint_steps: int = 320, continue_from: Path | None = None, first_document: int = 0,
 ) -> dict[str, float]:  # fmt: skip
     """Pretrain ``lore-nano``; save it as bfloat16 safetensors with tokenizer and ``history.jsonl``.
 
@@ -324,24 +337,35 @@ def pretrain(
     Args:
         vertical: the vertical to write about.
         folder: where the model goes.
-        documents: corpus size; one pass.
+        documents: how many documents this run reads, once each.
         seed: root seed of corpus and initialisation.
         hidden: width; layers: depth; vocabulary: tokenizer size.
         batch_documents: documents per update.
         learning_rate: peak, for both optimisers.
         bf16: autocast matrix products to bfloat16; only faster on CPUs with AMX (Sapphire Rapids and later).
         checkpoint_steps: updates between checkpoints, which also measure held-out one-step accuracy.
+        continue_from: folder of an earlier pretraining whose weights this one starts from, with a fresh optimiser.
+        first_document: where in the corpus this run begins.
 
     Returns:
         The last history row.
     """
-    corpus = Corpus(vertical, documents, seed)
+    corpus = Corpus(vertical, first_document + documents, seed)
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "tokenizer.json").exists():
-        train_tokenizer(vocabulary_texts(corpus, 4000), vocabulary).save_pretrained(folder)
+        made = (
+            Qwen2Tokenizer.from_pretrained(continue_from)
+            if continue_from
+            else train_tokenizer(vocabulary_texts(corpus, 4000), vocabulary)
+        )
+        made.save_pretrained(folder)
     tokenizer = Qwen2Tokenizer.from_pretrained(folder)
     corpus.tokenizer = tokenizer
-    model = new_model(tokenizer, hidden, layers, derive_seed(seed, "nano-init"))
+    model = (
+        Qwen2ForCausalLM.from_pretrained(continue_from, dtype=torch.float32)
+        if continue_from
+        else new_model(tokenizer, hidden, layers, derive_seed(seed, "nano-init"))
+    )
     model.set_attn_implementation("eager" if bf16 else "sdpa")  # sdpa's bfloat16 backward is slow on CPU
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
@@ -360,7 +384,7 @@ def pretrain(
     steps, held_out = documents // batch_documents, corpus.held_out(512)
     # checkpoints fall on whole runs of sorted batches, so that a resumed run sees the same batches
     loader = DataLoader(
-        Subset(corpus, range(done * batch_documents, steps * batch_documents)),
+        Subset(corpus, range(first_document + done * batch_documents, first_document + steps * batch_documents)),
         batch_size=SORTED_BATCHES * batch_documents, num_workers=1, prefetch_factor=2,
         collate_fn=functools.partial(sorted_batches, size=batch_documents, pad=tokenizer.pad_token_id),
     )  # fmt: skip
@@ -382,7 +406,7 @@ def pretrain(
         if step % checkpoint_steps == 0 or step == steps:
             row: dict[str, float] = {
                 "step": step,
-                "documents": step * batch_documents,
+                "documents": first_document + step * batch_documents,
                 "loss": sum(losses) / len(losses),
                 "fit_accuracy": fit_accuracy(model, tokenizer, held_out),
                 "seconds": time.perf_counter() - started,

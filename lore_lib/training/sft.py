@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pandas as pd
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from transformers import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
@@ -76,12 +78,20 @@ def train_sft(job: SftJob) -> Path:
         peft_config=lora_config(job.lora_rank),
     )
     job.out.mkdir(parents=True, exist_ok=True)
+    trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(job.out)))
     save_model(trainer, job.out)
     tokenizer.save_pretrained(job.out)
     logged = [{"arm": job.arm, **row} for row in trainer.state.log_history if "loss" in row]
     write_jsonl(job.out / FINISHED, logged)
+    drop_checkpoints(job.out)
     return job.out
+
+
+def drop_checkpoints(folder: Path) -> None:
+    """Remove the trainer's checkpoints of a finished training: optimiser states several times the model's size."""
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
 
 
 def sft_config(job: SftJob) -> SFTConfig:

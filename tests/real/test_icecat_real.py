@@ -68,6 +68,7 @@ def test_prompts_leave_room_for_the_answer(rows: pd.DataFrame, model: Path) -> N
     assert longest + 112 <= POSITIONS, "even a chain of thought fits"
 
 
+@pytest.mark.timeout(900)
 def test_a_tuned_model_is_scored_beside_the_majority(
     tables: dict[str, pd.DataFrame],
     rows: pd.DataFrame,

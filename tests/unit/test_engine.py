@@ -39,7 +39,8 @@ def engine(tiny_model: Path) -> HfEngine:
 
 def alone(engine: HfEngine, prompt: str, tokens: int) -> list[int]:
     """Greedy tokens of one prompt, one forward pass over the whole text for each token."""
-    ids = engine.tokenizer(chat_text(engine.tokenizer, prompt), add_special_tokens=False)["input_ids"]
+    text = chat_text(engine.tokenizer, prompt)
+    ids: list[int] = engine.tokenizer(text, add_special_tokens=False)["input_ids"]
     start = len(ids)
     for _ in range(tokens):
         with torch.no_grad():

@@ -2,8 +2,10 @@
 
 import re
 import unicodedata
+from functools import partial
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Tokenizer
 
 from lore_lib.artifacts import read_jsonl
@@ -39,6 +42,10 @@ def tokenizer(tiny_model: Path) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(tiny_model)
 
 
+def written(corpus: Corpus, index: int) -> str:
+    return "".join(text for text, _ in corpus.segments(index))
+
+
 @pytest.mark.parametrize("text", TEXTS)
 def test_text_in_any_script_survives_the_tokenizer(text: str, tokenizer: PreTrainedTokenizerBase) -> None:
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == unicodedata.normalize("NFC", text)
@@ -53,7 +60,7 @@ def test_any_text_survives_the_tokenizer(text: str) -> None:
 
 
 _BACKEND = Qwen2Tokenizer(
-    vocab={c: i for i, c in enumerate(sorted(nano.pre_tokenizers.ByteLevel.alphabet()))}, merges=[]
+    vocab={c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, merges=[]
 )
 
 
@@ -64,7 +71,7 @@ def test_the_saved_tokenizer_and_the_loaded_one_give_the_same_ids(vertical: Vert
     trained.save_pretrained(tmp_path)
     new_model(trained, 64, 1, 0).save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
-    texts = [*TEXTS, *("".join(corpus.text(i)) for i in range(40))]
+    texts = [*TEXTS, *(written(corpus, i) for i in range(40))]
     assert trained(texts)["input_ids"] == loaded(texts)["input_ids"]
     assert loaded.chat_template == trained.chat_template
     assert (loaded.eos_token, loaded.pad_token) == ("<|im_end|>", "<|endoftext|>")
@@ -82,9 +89,9 @@ def test_markers_are_one_token_and_digits_stand_alone(tokenizer: PreTrainedToken
 
 def test_document_i_depends_on_seed_and_i_alone(vertical: Vertical) -> None:
     one, other = Corpus(vertical, 1000, 17), Corpus(vertical, 50, 17)
-    forwards = [one.text(i) for i in range(50)]
-    assert [other.text(i) for i in reversed(range(50))] == forwards[::-1]
-    assert [Corpus(vertical, 1000, 18).text(i) for i in range(50)] != forwards
+    forwards = [written(one, i) for i in range(50)]
+    assert [written(other, i) for i in reversed(range(50))] == forwards[::-1]
+    assert [written(Corpus(vertical, 1000, 18), i) for i in range(50)] != forwards
     assert len(set(forwards)) == 50
 
 
@@ -98,7 +105,7 @@ def test_no_query_of_dev_or_test_and_no_reasoning_stands_in_the_corpus(vertical:
     corpus = Corpus(vertical, 1_000_000, 17)
     read = 0
     for index in range(40_000, 1_000_000, 2400):
-        text = "".join(corpus.text(index))
+        text = written(corpus, index)
         assert "<think>" not in text
         for query in re.findall(r"^(?:<\|im_start\|>user\n)?query: (.*)$", text, re.MULTILINE):
             trace = reader.write("q", query, nobody, None)
@@ -117,15 +124,15 @@ def test_the_held_out_documents_are_dev_queries_with_balanced_answers(vertical: 
 def test_a_document_keeps_its_loss_on_the_answer_and_fits_the_model(
     vertical: Vertical, tiny_model: Path
 ) -> None:
-    corpus = Corpus(vertical, 300, 17, Qwen2Tokenizer.from_pretrained(tiny_model))
+    tokenizer = Qwen2Tokenizer.from_pretrained(tiny_model)
+    corpus = Corpus(vertical, 1_000_000, 17, tokenizer)
     lengths = []
-    for index in range(0, 300, 3):
-        row = corpus[index]
-        context, body = corpus.text(index)
+    for index in (*range(0, 200_000, 2500), *range(200_000, 200_040)):
+        row, pieces = corpus[index], corpus.segments(index)
         scored = [i for i in row["labels"] if i != -100]
-        assert corpus.tokenizer is not None
-        assert corpus.tokenizer.decode(scored) == body + ("" if context else "<|endoftext|>")
-        assert row["input_ids"][-len(scored) :] == scored
+        assert tokenizer.decode(row["input_ids"]) == "".join(text for text, _ in pieces)
+        assert tokenizer.decode(scored) == "".join(text for text, taught in pieces if taught)
+        assert all(label in (-100, i) for i, label in zip(row["input_ids"], row["labels"], strict=True))
         lengths.append(len(row["input_ids"]))
     assert max(lengths) < nano.MAX_POSITIONS
     with pytest.raises(ValueError, match="no tokenizer"):
@@ -135,9 +142,9 @@ def test_a_document_keeps_its_loss_on_the_answer_and_fits_the_model(
 def test_batches_are_padded_on_the_right_and_lose_no_row() -> None:
     rows = [{"input_ids": [7] * n, "labels": [-100] * (n - 1) + [7]} for n in (5, 1, 3, 2, 4)]
     batch = collate(rows[:2], 0)
-    assert batch["input_ids"].tolist() == [[7] * 5, [7, 0, 0, 0, 0]]
-    assert batch["labels"].tolist() == [[-100] * 4 + [7], [7] + [-100] * 4]
-    assert batch["attention_mask"].tolist() == [[1] * 5, [1, 0, 0, 0, 0]]
+    assert batch["input_ids"].tolist() == [[7] * 5 + [0] * 3, [7] + [0] * 7]  # widths are multiples of 8
+    assert batch["labels"].tolist() == [[-100] * 4 + [7] + [-100] * 3, [7] + [-100] * 7]
+    assert batch["attention_mask"].tolist() == [[1] * 5 + [0] * 3, [1] + [0] * 7]
     sizes = [part["attention_mask"].sum(1).tolist() for part in sorted_batches(rows, 2, 0)]
     assert sizes == [[1, 2], [5], [3, 4]]
 
@@ -165,26 +172,26 @@ def test_a_killed_pretraining_resumes_to_the_very_same_weights(
 ) -> None:
     held_out = Corpus(vertical, 10, 17).held_out(16)
     monkeypatch.setattr(Corpus, "held_out", lambda *_: held_out)
-    steps = {"documents": 96, "batch_documents": 4, "checkpoint_steps": 8}
+    run = partial(
+        pretrain, vertical, documents=96, seed=17, hidden=64, layers=1, vocabulary=400, batch_documents=4,
+        checkpoint_steps=8,
+    )  # fmt: skip
 
-    def run(folder: Path) -> dict[str, float]:
-        return pretrain(vertical, folder, seed=17, hidden=64, layers=1, vocabulary=400, **steps)
-
-    whole = run(tmp_path / "whole")
+    whole = run(folder=tmp_path / "whole")
     calls = count(1)
     measure = nano.fit_accuracy
 
-    def killed_at_the_second_checkpoint(*args: object) -> float:
+    def killed_at_the_second_checkpoint(*args: Any) -> float:
         if next(calls) == 2:
             raise KeyboardInterrupt
         return float(measure(*args))
 
     monkeypatch.setattr(nano, "fit_accuracy", killed_at_the_second_checkpoint)
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "killed")
+        run(folder=tmp_path / "killed")
     assert (tmp_path / "killed" / "checkpoint.pt").exists()
     assert not (tmp_path / "killed" / "model.safetensors").exists()
-    resumed = run(tmp_path / "killed")
+    resumed = run(folder=tmp_path / "killed")
 
     assert not (tmp_path / "killed" / "checkpoint.pt").exists()
     one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
@@ -194,3 +201,10 @@ def test_a_killed_pretraining_resumes_to_the_very_same_weights(
     whole_rows, killed_rows = (read_jsonl(tmp_path / name / "history.jsonl") for name in ("whole", "killed"))
     assert [row | {"seconds": 0} for row in whole_rows] == [row | {"seconds": 0} for row in killed_rows]
     assert (whole["step"], whole["documents"]) == (resumed["step"], resumed["documents"]) == (24, 96)
+
+    more = run(
+        folder=tmp_path / "more", documents=32, first_document=96, continue_from=tmp_path / "whole"
+    )  # the next lesson of the course, on the weights and the tokenizer of the first
+    assert (more["step"], more["documents"]) == (8, 128)
+    names = [tmp_path / name / "tokenizer.json" for name in ("whole", "more")]
+    assert names[0].read_bytes() == names[1].read_bytes()

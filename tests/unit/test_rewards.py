@@ -100,7 +100,7 @@ def test_any_text_earns_between_nothing_and_full_marks(text: str, gold: str, wei
 
 def corrupted(traces: pd.DataFrame, completion: str, label: str = "L4") -> pd.DataFrame:
     rows = traces.head(20).copy()
-    rows.iloc[7, rows.columns.get_indexer(["completion", "label"])] = [completion, label]
+    rows.loc[rows.index[7], ["completion", "label"]] = [completion, label]
     return rows
 
 

@@ -18,7 +18,7 @@ VERTICAL = load_vertical("apparel_home")
 RULED = ("category", "brand", "audience", "price", "material", "color", "style")
 
 
-def level(want: tuple[str, str], rules: bool = True, negated: bool = False, **item: str) -> int:
+def level(want: tuple[str, str], item: dict[str, str], rules: bool = True, negated: bool = False) -> int:
     dimension, value = want
     return verdict(VERTICAL, Demand(dimension, value, value, negated), item, rules).level
 
@@ -28,27 +28,27 @@ def level(want: tuple[str, str], rules: bool = True, negated: bool = False, **it
     [("20", 4), ("40", 4), ("40.01", 3), ("41", 3), ("44", 3), ("44.01", 2), ("45", 2), ("90", 2)],
 )
 def test_a_price_is_near_up_to_ten_percent_over_the_limit(price: str, expected: int) -> None:
-    assert level(("price", "40"), price=price) == expected
+    assert level(("price", "40"), {"price": price}) == expected
 
 
 @pytest.mark.parametrize("limit", VERTICAL.price_limits)
 def test_the_price_tolerance_is_inclusive_at_every_limit(limit: int) -> None:
     edge = limit * 11 // 10
     assert edge * 10 == limit * 11
-    assert level(("price", str(limit)), price=str(edge)) == 3
-    assert level(("price", str(limit)), price=str(edge + 1)) == 2
+    assert level(("price", str(limit)), {"price": str(edge)}) == 3
+    assert level(("price", str(limit)), {"price": str(edge + 1)}) == 2
 
 
 @pytest.mark.parametrize(
     ("share", "expected"), [("100", 4), ("95", 4), ("94", 3), ("90", 3), ("89", 2), ("40", 2)]
 )
 def test_pure_cotton_is_met_from_95_and_near_from_90_percent(share: str, expected: int) -> None:
-    assert level(("material", "pure cotton"), material="cotton", material_share=share) == expected
+    assert level(("material", "pure cotton"), {"material": "cotton", "material_share": share}) == expected
 
 
 @pytest.mark.parametrize(("share", "expected"), [("100", 4), ("60", 4), ("50", 4), ("49", 2), ("40", 2)])
 def test_cotton_alone_needs_half(share: str, expected: int) -> None:
-    assert level(("material", "cotton"), material="cotton", material_share=share) == expected
+    assert level(("material", "cotton"), {"material": "cotton", "material_share": share}) == expected
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_cotton_alone_needs_half(share: str, expected: int) -> None:
     ids=str,
 )
 def test_one_demand_worked_by_hand(want: tuple[str, str], item: dict[str, str], expected: int) -> None:
-    assert level(want, **item) == expected
+    assert level(want, item) == expected
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_one_demand_worked_by_hand(want: tuple[str, str], item: dict[str, str], 
 def test_a_negation_conflicts_where_the_plain_demand_is_met(
     want: tuple[str, str], item: dict[str, str], expected: int
 ) -> None:
-    assert level(want, negated=True, **item) == expected
+    assert level(want, item, negated=True) == expected
 
 
 @pytest.mark.parametrize(
@@ -134,8 +134,8 @@ def test_a_negation_conflicts_where_the_plain_demand_is_met(
 def test_everyday_sense_knows_no_near(
     want: tuple[str, str], item: dict[str, str], with_rules: int, everyday: int
 ) -> None:
-    assert level(want, **item) == with_rules
-    assert level(want, rules=False, **item) == everyday
+    assert level(want, item) == with_rules
+    assert level(want, item, rules=False) == everyday
 
 
 def test_the_lowest_verdict_gives_the_label_and_the_first_conflict_its_name() -> None:

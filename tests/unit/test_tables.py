@@ -48,7 +48,7 @@ def test_every_fault_of_content_is_listed_in_one_error(world_tables: Tables) -> 
     pairs.loc[2, "split"] = "validation"
     pairs.loc[3, "query_id"] = "nobody"
     pairs.loc[4, "item_id"] = "nothing"
-    pairs.loc[6, "pair_id"] = pairs.loc[5, "pair_id"]
+    pairs.loc[6, "pair_id"] = str(pairs.pair_id[5])
     pairs.loc[7, "split"] = "test"
     queries.loc[0, "intent"] = "jargon"
     items["price"] = items.price.astype(object)
