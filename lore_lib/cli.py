@@ -98,13 +98,15 @@ def doctor_command(profile: Profile = "demo", settings: Settings = None) -> None
 
 @commands.command("pretrain-nano")
 def pretrain_nano_command(
-    out: Annotated[Path, typer.Option(help="Folder of the model; an interrupted pretraining resumes.")] = Path(
-        "data/models/lore-nano"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="Folder of the model; an interrupted pretraining resumes.")
+    ] = Path("data/models/lore-nano"),
     vertical: Vertical = "apparel_home",
     documents: Annotated[int, typer.Option(help="How many documents to read, once each.")] = 192_000,
     first_document: Annotated[int, typer.Option(help="Where in the corpus to begin.")] = 0,
-    continue_from: Annotated[Path | None, typer.Option(help="Folder of an earlier model to start from.")] = None,
+    continue_from: Annotated[
+        Path | None, typer.Option(help="Folder of an earlier model to start from.")
+    ] = None,
     seed: Seed = 17,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
     bf16: Annotated[bool, typer.Option(help="Products in bfloat16; only faster on CPUs with AMX.")] = False,

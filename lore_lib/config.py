@@ -22,7 +22,7 @@ PROFILES: tuple[str, ...] = get_args(Profile)
 # Engines that stand in for a large model, by role; every result they touch carries their name.
 MOCKS = {"captioner": {"pixels": "a vision-language model"}, "teacher": {"symbolic": "a large teacher model"}}
 
-# What this version can run; the other choices are the paper's own and are named so that nothing stands in silently.
+# What this version can run; the other choices are the paper's own, and nothing stands in for them silently.
 BUILT = {"features.captioner": ("pixels",), "cot.teacher": ("symbolic",), "sampling.engine": ("hf",)}
 
 

@@ -93,7 +93,9 @@ _SPECS = (
         "01_features",
         "Queries and items become prompts under a token budget",
         sections=_BASE,
-        promises=tuple(f"{t}.parquet" for t in ("items", "queries", "pairs", "clicks", "captions", "prompts")),
+        promises=tuple(
+            f"{t}.parquet" for t in ("items", "queries", "pairs", "clicks", "captions", "prompts")
+        ),
         minutes=(0.3, 1, 2, 30),
     ),
     _spec(

@@ -49,8 +49,9 @@ EARLY_DOCUMENTS = 56_000
 """Over the first so many documents, comparisons and one-demand queries give way to the full mixture."""
 
 FOCUS_FROM, COMBINE_FROM, DENSE_FROM, ANSWER_FROM, READ_FROM = 81_920, 122_880, 143_360, 192_000, 220_800
-"""Where the lessons of the corpus begin: numbers; items of the category asked for, so that the other demands decide;
-a verdict behind each of seven demanded attributes; one-step answers; reading out what is asked and what is there.
+"""Where the lessons of the corpus begin: numbers; items of the category asked for, so that the other
+demands decide; a verdict behind each of seven demanded attributes; one-step answers; reading out what is
+asked and what is there.
 ``LAB_NOTES.md`` tells what each was to cure."""
 
 SORTED_BATCHES = 8
@@ -131,7 +132,7 @@ class Corpus(Dataset[dict[str, list[int]]]):
                 return item
 
     def _read(self, query: Query, item: Item) -> list[tuple[str, bool]]:
-        """The prompt, answered by what the query asks and what the item has, in words and without a verdict."""
+        """The prompt, answered by what the query asks and what the item has, without a verdict."""
         asks = ", ".join(f"{d.dimension} {'not ' * d.negated}{d.value}" for d in query.demands)
         has = [f"category {item.truth['category']}", *(f"{name} {value}" for name, value in item.cpv.items())]
         has += [f"price {item.truth['price']}", f"picture {item.truth['color']}"]
@@ -139,16 +140,18 @@ class Corpus(Dataset[dict[str, list[int]]]):
         return [(_turns(prompt), False), (f"asks {asks}. has {', '.join(has)}<|im_end|>", True)]
 
     def _inline(self, query: Query, item: Item) -> list[tuple[str, bool]]:
-        """The prompt with each demanded attribute's verdict written right behind it; only the verdicts are taught."""
-        words = {step.dimension: f" {step.word}" for step in judge(self.vertical, query.demands, item.truth).path}
-        pieces: list[tuple[str, bool]] = [(f"<|im_start|>user\nquery: {query.text}\ntitle: {item.title}", False)]
-        pieces.append((words["category"], True))
+        """The prompt with a verdict right behind each demanded attribute; only the verdicts are taught."""
+        path = judge(self.vertical, query.demands, item.truth).path
+        words = {step.dimension: f" {step.word}" for step in path}
+        opening = f"<|im_start|>user\nquery: {query.text}\ntitle: {item.title}"
+        pieces = [(opening, False), (words["category"], True)]
         for at, (name, value) in enumerate(item.cpv.items()):
             pieces.append((f"{', ' if at else chr(10) + 'cpv: '}{name} {value}", False))
             if name in words and name != "color":
                 pieces.append((words[name], True))
         for name, value in (("price", item.truth["price"]), ("picture", item.truth["color"])):
-            pieces.append((f"\nsku: {item.skus}\n" * (name == "price") + "\n" * (name == "picture") + f"{name}: {value}", False))
+            before = f"\nsku: {item.skus}\n" if name == "price" else "\n"
+            pieces.append((f"{before}{name}: {value}", False))
             seen = "color" if name == "picture" else name
             if seen in words:
                 pieces.append((words[seen], True))
@@ -182,7 +185,9 @@ class Corpus(Dataset[dict[str, list[int]]]):
         why = ", ".join(f"{step.dimension} {step.word}" for step in result.path)
         return _turns(render_prompt(query.text, sections, budget)), f"fit {WORDS[level]}: {why}<|im_end|>"
 
-    def _one_comparison(self, rng: np.random.Generator, numbers: bool = False) -> tuple[Demand, dict[str, str]]:
+    def _one_comparison(
+        self, rng: np.random.Generator, numbers: bool = False
+    ) -> tuple[Demand, dict[str, str]]:
         dimension = str(rng.choice(["price", "material"])) if numbers else ""
         query = self.world.draw_query(rng)
         demand = (
@@ -344,7 +349,8 @@ def pretrain(
         learning_rate: peak, for both optimisers.
         bf16: autocast matrix products to bfloat16; only faster on CPUs with AMX (Sapphire Rapids and later).
         checkpoint_steps: updates between checkpoints, which also measure held-out one-step accuracy.
-        continue_from: folder of an earlier pretraining whose weights this one starts from, with a fresh optimiser.
+        continue_from: folder of an earlier pretraining whose weights this one starts from, with a fresh
+            optimiser.
         first_document: where in the corpus this run begins.
 
     Returns:
@@ -382,9 +388,10 @@ def pretrain(
             optimiser.load_state_dict(saved)
         done, history = state["done"], state["history"]
     steps, held_out = documents // batch_documents, corpus.held_out(512)
+    first = first_document + done * batch_documents
     # checkpoints fall on whole runs of sorted batches, so that a resumed run sees the same batches
     loader = DataLoader(
-        Subset(corpus, range(first_document + done * batch_documents, first_document + steps * batch_documents)),
+        Subset(corpus, range(first, first_document + steps * batch_documents)),
         batch_size=SORTED_BATCHES * batch_documents, num_workers=1, prefetch_factor=2,
         collate_fn=functools.partial(sorted_batches, size=batch_documents, pad=tokenizer.pad_token_id),
     )  # fmt: skip

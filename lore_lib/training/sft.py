@@ -89,7 +89,7 @@ def train_sft(job: SftJob) -> Path:
 
 
 def drop_checkpoints(folder: Path) -> None:
-    """Remove the trainer's checkpoints of a finished training: optimiser states several times the model's size."""
+    """Remove the checkpoints of a finished training: optimiser states several times the model's size."""
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
 

@@ -184,7 +184,7 @@ def test_require_refuses_what_is_not_whole_and_names_the_command(kit: Any, damag
 def test_require_refuses_an_input_made_with_other_settings(kit: Any) -> None:
     done("01_features")
     second = open_stage("02_cot_synthesis", overrides={"world.train_queries": 50})
-    with pytest.raises(ArtifactError, match=r"world\.items=4000 \(now 50\)"):
+    with pytest.raises(ArtifactError, match=r"world\.train_queries=900 \(now 50\)"):
         second.require("01_features")
     done("01_features", overrides={"runtime.workers": 1})
     assert open_stage("02_cot_synthesis").require("01_features")
