@@ -109,12 +109,12 @@ class GrpoConfig(_Frozen):
     prompts_per_rollout: int = Field(default=32, ge=1)  # pairs sampled between two policy snapshots
     completions_per_prompt: int = Field(default=8, ge=2)  # size of a group
     updates_per_rollout: int = Field(default=4, ge=1)  # optimiser steps on each rollout
-    rollouts: int = Field(default=14, ge=1)  # length of training
+    rollouts: int = Field(default=8, ge=1)  # length of training
     learning_rate: float = Field(default=1e-4, gt=0)  # constant
     epsilon: float = Field(default=0.2, gt=0, lt=1)  # lower clip: ratio >= 1 - epsilon
     epsilon_high: float = Field(default=0.28, gt=0)  # upper clip: ratio <= 1 + epsilon_high
     easy_share: float = Field(default=0.2, ge=0, lt=1)  # share of the pool that is solved already
-    probe_every_rollouts: int = Field(default=7, ge=1)  # rollouts between two looks at the dev pairs
+    probe_every_rollouts: int = Field(default=4, ge=1)  # rollouts between two looks at the dev pairs
     probe_pairs: int = Field(default=120, ge=1)  # dev pairs of a look; the best look's weights are kept
     probe_completions: int = Field(default=4, ge=1)  # completions per dev pair of a look
     format_reward: float = Field(default=0.1, ge=0)  # added when the completion parses

@@ -10,6 +10,7 @@ from typing import Any
 import nbformat
 import pandas as pd
 import pytest
+from hypothesis import settings
 
 from lore_lib.features.build import build_prompts, caption_items
 from lore_lib.features.captioner import PixelCaptioner
@@ -21,6 +22,9 @@ for _name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+settings.register_profile("kit", deadline=None)  # a busy machine is no fault of the code
+settings.load_profile("kit")
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL_DATA = ROOT.parent / "shared" / "data"
