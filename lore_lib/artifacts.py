@@ -210,7 +210,7 @@ class Manifest(BaseModel):
     seed: int
     config: dict[str, Any]
     config_hash: str
-    inputs: dict[str, str]  # stage -> sha256 of its manifest
+    inputs: dict[str, str]  # stage -> results_sha256 of its manifest
     files: dict[str, FileEntry]  # path relative to the stage folder
     engines: dict[str, str]  # role -> engine, mocks included
     versions: dict[str, str]
@@ -219,6 +219,11 @@ class Manifest(BaseModel):
     seconds: float
     peak_memory_mib: float
     key: str
+
+    def results_sha256(self) -> str:
+        """One fingerprint for all the files of the stage: made again, the same results have the same one."""
+        files = {name: entry.sha256 for name, entry in self.files.items()}
+        return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
     def write(self, folder: Path) -> Path:
         """Write manifest.json into `folder`; call it last."""

@@ -11,6 +11,7 @@ import platform
 import shutil
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -262,8 +263,11 @@ def _notebook_hash(path: Path) -> str:
 
 
 def _inputs(spec: StageSpec, config: Config) -> dict[str, str]:
-    manifests = {name: run_folder(config) / name / MANIFEST for name in spec.needs}
-    return {name: file_sha256(path) for name, path in manifests.items() if path.is_file()}
+    made: dict[str, str] = {}
+    for name in spec.needs:
+        with suppress(ArtifactError):  # not run yet, or not whole: whoever reads it says so
+            made[name] = read_manifest(run_folder(config) / name).results_sha256()
+    return made
 
 
 def resume_token(spec: StageSpec, config: Config) -> str:
@@ -377,10 +381,10 @@ class Stage:
         folder = run_folder(self.config) / stage_name
         if stage_name not in self._inputs:
             try:
-                check_input(folder, self.spec, self.config)
+                manifest = check_input(folder, self.spec, self.config)
             except ArtifactError as error:
                 raise ArtifactError(f"{error} Run: {rerun_command(self.config, stage_name)}") from error
-            self._inputs[stage_name] = file_sha256(folder / MANIFEST)
+            self._inputs[stage_name] = manifest.results_sha256()
         return folder
 
     def write_table(self, name: str, frame: pd.DataFrame) -> Path:

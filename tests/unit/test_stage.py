@@ -97,7 +97,9 @@ def test_files_made_from_something_else_are_not_resumed_from(
     if change == "config":
         overrides = {"cot.top_clicked": 2}
     elif change == "input":
-        done("01_features").finish()
+        first = done("01_features")
+        first.path("items.parquet").write_text("others")
+        first.finish()
     else:
         monkeypatch.setattr(stage_module, "_source_hash", lambda without: "edited")
     again = open_stage("02_cot_synthesis", overrides=overrides)
