@@ -1,15 +1,16 @@
 """``lore-nano``: a laptop-sized language model of Qwen2 architecture, pretrained on the bundled world.
 
 Its corpus is generated on the fly, document ``i`` from the seed and ``i`` alone, so a killed pretraining
-resumes exactly. Six kinds of document (answers carry the loss; item texts carry it everywhere):
+resumes exactly. Five kinds of document (answers carry the loss; item texts carry it everywhere):
 
-* ``compare``: lists of attribute comparisons ("color navy azure: near");
-* ``fit``: a query and an item in the prompt format, answered in ONE step by the overall fit and then, as an
-  afterthought, by dimension ("fit near: category match, color near"): several comparisons combined at once;
+* ``compare``: lists of attribute comparisons ("color navy: azure near");
+* ``read``: a query and an item, answered by what is asked and what is there, without a verdict;
+* ``fit``: a query and an item, answered in ONE step by the overall fit ("fit near") and, in half of them, by
+  dimension as an afterthought. Some carry the verdict right behind each demanded attribute of the prompt;
+  the course withdraws these verdicts step by step, so that the model forms them silently, after Deng et al.
+  2024, "From Explicit CoT to Implicit CoT: Learning to Internalize CoT Step by Step" (arXiv 2405.14838);
 * ``grade``: one comparison answered by a bracketed label, which teaches the label tokens but not the task;
-* ``text``: item texts and the glossary of slang, as plain language modelling;
-* ``inline``: the prompt with a verdict right behind each demanded attribute;
-* ``read``: a query and an item, answered by what is asked and what is there, without a verdict.
+* ``text``: item texts and the glossary of slang, as plain language modelling.
 
 No document holds a query whose meaning falls into the dev or test split, nor a chain of thought.
 """
@@ -19,8 +20,10 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import re
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +37,7 @@ from lore_lib.completion import render
 from lore_lib.features.prompts import BUDGETS, render_prompt
 from lore_lib.rng import derive_seed, generator
 from lore_lib.vertical.definition import Vertical
-from lore_lib.vertical.rules import judge, verdict
+from lore_lib.vertical.rules import NOT_STATED, judge, verdict
 from lore_lib.vertical.schema import DIMENSIONS, WORDS, Demand
 from lore_lib.vertical.world import EXTRA_DIMENSIONS, Item, Query, World
 
@@ -45,14 +48,37 @@ CHAT_TEMPLATE = (
 )
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 MAX_POSITIONS = 512
-EARLY_DOCUMENTS = 56_000
-"""Over the first so many documents, comparisons and one-demand queries give way to the full mixture."""
 
-FOCUS_FROM, COMBINE_FROM, DENSE_FROM, ANSWER_FROM, READ_FROM = 81_920, 122_880, 143_360, 192_000, 220_800
-"""Where the lessons of the corpus begin: numbers; items of the category asked for, so that the other
-demands decide; a verdict behind each of seven demanded attributes; one-step answers; reading out what is
-asked and what is there.
-``LAB_NOTES.md`` tells what each was to cure."""
+
+@dataclass(frozen=True)
+class Lesson:
+    """One stretch of the corpus.
+
+    Attributes:
+        until: the document before which it ends.
+        shares: of the kinds compare, read, fit, grade and text.
+        shown: share of ``fit`` documents that show all, half and none of the inline verdicts.
+        one_demand: share of queries with a single demand beside the category.
+        same_category: share of items of the category asked for, so that the other demands decide.
+    """
+
+    until: int
+    shares: tuple[float, float, float, float, float]
+    shown: tuple[float, float, float]
+    one_demand: float
+    same_category: float
+
+
+COURSE: tuple[Lesson, ...] = (
+    Lesson(32_000, (0.40, 0.25, 0.27, 0.03, 0.05), (0.8, 0.2, 0.0), 0.5, 0.6),
+    Lesson(96_000, (0.20, 0.30, 0.45, 0.02, 0.03), (0.4, 0.4, 0.2), 0.2, 0.7),
+    Lesson(160_000, (0.12, 0.25, 0.59, 0.02, 0.02), (0.1, 0.4, 0.5), 0.1, 0.7),
+    Lesson(240_000, (0.08, 0.25, 0.63, 0.02, 0.02), (0.05, 0.15, 0.8), 0.1, 0.7),
+)
+"""The lessons in order; what lies beyond the last belongs to it."""
+
+NUMBERS = 0.5
+"""Share of comparisons about prices and materials, whose digits are the hardest to learn."""
 
 SORTED_BATCHES = 8
 """Batches that are cut, sorted by length, from one run of documents: less padding, same documents."""
@@ -94,116 +120,98 @@ class Corpus(Dataset[dict[str, list[int]]]):
     def segments(self, index: int) -> list[tuple[str, bool]]:
         """Document ``index`` as pieces of text and whether each carries the loss."""
         rng = generator(self.seed, "pretrain", index)
-        early = max(0.0, 1.0 - index / EARLY_DOCUMENTS)
-        kind = str(rng.choice(["compare", "grade", "text", "inline", "fit", "read"], p=_mixture(index)))
+        lesson = next((part for part in COURSE if index < part.until), COURSE[-1])
+        kind = str(rng.choice(["compare", "read", "fit", "grade", "text"], p=lesson.shares))
         if kind == "compare":
-            lines = [self._comparison(rng, index >= FOCUS_FROM) for _ in range(10)]
-            return [("\n".join(lines) + SPECIAL[0], True)]
+            return [("\n".join(self._comparison(rng) for _ in range(10)) + SPECIAL[0], True)]
         if kind == "grade":
             demand, have = self._one_comparison(rng)
             step = verdict(self.vertical, demand, have)
             context = f"compare: {demand.dimension} {step.demanded} / {step.found}"
             return [(_turns(context), False), (f"[L{step.level}]<|im_end|>", True)]
-        if kind == "inline":
-            query = self._train_query(rng, early, len(EXTRA_DIMENSIONS) if index >= DENSE_FROM else None)
-            return self._inline(query, self._any_item(query, rng))
-        combine = index >= COMBINE_FROM and rng.random() < 0.8
-        query = self._train_query(rng, 0.5 if combine else early)
-        item = self._same_category_item(query, rng) if combine else self._any_item(query, rng)
+        shown = (1.0, 0.5, 0.0)[int(rng.choice(3, p=lesson.shown))] if kind == "fit" else 0.0
+        extra = len(EXTRA_DIMENSIONS) if shown and rng.random() < 0.4 else None
+        query = self._train_query(rng, 1 if rng.random() < lesson.one_demand else extra)
+        item = self._draw_item(query, rng, same_category=bool(rng.random() < lesson.same_category))
         if kind == "text":
             entry = str(rng.choice(list(self.vertical.lexicon)))
             meaning = " ".join(f"{d} {v}" for d, v in self.vertical.lexicon[entry].means.items())
             prompt = render_prompt(query.text, item_prompt_sections(item), "full")
             return [(f"{entry} means {meaning}\n{prompt}{SPECIAL[0]}", True)]
-        if kind == "read":
-            return self._read(query, item)
-        context, answer = self._fit(query, item, rng)
-        return [(context, False), (answer, True)]
+        return self._read(query, item, rng) if kind == "read" else self._fit(query, item, rng, shown)
 
-    def _any_item(self, query: Query, rng: np.random.Generator) -> Item:
-        return self.world.draw_item(query, int(rng.integers(1, 5)), rng)
-
-    def _same_category_item(self, query: Query, rng: np.random.Generator) -> Item:
-        """An item of the category asked for, so that the other demands decide."""
-        wanted = query.demands[0].value
+    def _draw_item(self, query: Query, rng: np.random.Generator, same_category: bool) -> Item:
         while True:
-            item = self.world.draw_item(query, int(rng.integers(2, 5)), rng)
-            if item.truth["category"] == wanted:
+            item = self.world.draw_item(query, int(rng.integers(1, 5)), rng)
+            if not same_category or item.truth["category"] == query.demands[0].value:
                 return item
 
-    def _read(self, query: Query, item: Item) -> list[tuple[str, bool]]:
-        """The prompt, answered by what the query asks and what the item has, without a verdict."""
-        asks = ", ".join(f"{d.dimension} {'not ' * d.negated}{d.value}" for d in query.demands)
-        has = [f"category {item.truth['category']}", *(f"{name} {value}" for name, value in item.cpv.items())]
-        has += [f"price {item.truth['price']}", f"picture {item.truth['color']}"]
-        prompt = render_prompt(query.text, item_prompt_sections(item))
-        return [(_turns(prompt), False), (f"asks {asks}. has {', '.join(has)}<|im_end|>", True)]
-
-    def _inline(self, query: Query, item: Item) -> list[tuple[str, bool]]:
-        """The prompt with a verdict right behind each demanded attribute; only the verdicts are taught."""
+    def _read(self, query: Query, item: Item, rng: np.random.Generator) -> list[tuple[str, bool]]:
+        """The prompt, answered by what the query asks and, in any order, what the item has of it."""
         path = judge(self.vertical, query.demands, item.truth).path
-        words = {step.dimension: f" {step.word}" for step in path}
-        opening = f"<|im_start|>user\nquery: {query.text}\ntitle: {item.title}"
-        pieces = [(opening, False), (words["category"], True)]
-        for at, (name, value) in enumerate(item.cpv.items()):
-            pieces.append((f"{', ' if at else chr(10) + 'cpv: '}{name} {value}", False))
-            if name in words and name != "color":
-                pieces.append((words[name], True))
-        for name, value in (("price", item.truth["price"]), ("picture", item.truth["color"])):
-            before = f"\nsku: {item.skus}\n" if name == "price" else "\n"
-            pieces.append((f"{before}{name}: {value}", False))
-            seen = "color" if name == "picture" else name
-            if seen in words:
-                pieces.append((words[seen], True))
-        return pieces
+        asks = ", ".join(f"{d.dimension} {'not ' * d.negated}{d.value}" for d in query.demands)
+        has = "\n".join(
+            f"{path[i].dimension} {path[i].demanded}: {path[i].found}" for i in rng.permutation(len(path))
+        )
+        prompt = render_prompt(query.text, item_prompt_sections(item))
+        return [(_turns(prompt), False), (f"asks {asks}\n{has}<|im_end|>", True)]
+
+    def _fit(
+        self, query: Query, item: Item, rng: np.random.Generator, shown: float
+    ) -> list[tuple[str, bool]]:
+        """The prompt, with each inline verdict shown by that chance, and the one-step answer."""
+        budget = "mid" if rng.random() < 0.9 else str(rng.choice(list(BUDGETS)))
+        known = item.truth
+        if budget == "short":
+            known = {k: v for k, v in item.truth.items() if k in ("category", "price") or v in item.title}
+        result = judge(self.vertical, query.demands, known)
+        sections = item_prompt_sections(item)
+        said = {"query": query.text, **{name: sections[name] for name in BUDGETS[budget] if name in sections}}
+        words = {step.dimension: f" {step.word}" for step in result.path if rng.random() < shown}
+        pieces: list[tuple[str, bool]] = [("<|im_start|>user", False)]
+        for name, text in said.items():
+            for at, (dimension, part) in enumerate(_attributes(name, text)):
+                pieces.append((f"{', ' if at else f'{chr(10)}{name}: '}{part}", False))
+                if dimension in words and not (name == "cpv" and dimension == "color"):
+                    pieces.append((words[dimension], True))
+        pieces.append(("<|im_end|>\n<|im_start|>assistant\n", False))
+        why = ": " + ", ".join(f"{step.dimension} {step.word}" for step in result.path)
+        answer = f"fit {WORDS[int(result.label[1])]}{why if rng.random() < 0.5 else ''}"
+        return [*pieces, (f"{answer}<|im_end|>", True)]
 
     def held_out(self, count: int) -> list[tuple[str, str]]:
-        """``fit`` documents over queries of the dev split, balanced over the levels: (context, answer)."""
+        """``fit`` documents over queries of the dev split, balanced over the levels: (context, word)."""
         rng = generator(self.seed, "pretrain", "held-out")
         rows: list[tuple[str, str]] = []
         while len(rows) < count:
             query = self.world.draw_query(rng)
             if query.split == "dev":
-                rows.append(self._fit(query, self.world.draw_item(query, 1 + len(rows) % 4, rng), rng))
+                pieces = self._fit(query, self.world.draw_item(query, 1 + len(rows) % 4, rng), rng, 0.0)
+                word = re.split(r"\W", pieces[-1][0].removeprefix("fit "))[0]
+                rows.append(("".join(text for text, _ in pieces[:-1]), word))
         return rows
 
-    def _train_query(self, rng: np.random.Generator, early: float, extra: int | None = None) -> Query:
-        extra = 1 if rng.random() < early else extra
+    def _train_query(self, rng: np.random.Generator, extra: int | None) -> Query:
         while True:
             query = self.world.draw_query(rng, extra)
             if query.split == "train":
                 return query
 
-    def _fit(self, query: Query, item: Item, rng: np.random.Generator) -> tuple[str, str]:
-        budget = "mid" if rng.random() < 0.9 else str(rng.choice(list(BUDGETS)))
-        sections = item_prompt_sections(item)
-        known = item.truth
-        if budget == "short":
-            known = {k: v for k, v in item.truth.items() if k in ("category", "price") or v in item.title}
-        result = judge(self.vertical, query.demands, known)
-        level = int(result.label[1])
-        why = ", ".join(f"{step.dimension} {step.word}" for step in result.path)
-        return _turns(render_prompt(query.text, sections, budget)), f"fit {WORDS[level]}: {why}<|im_end|>"
-
-    def _one_comparison(
-        self, rng: np.random.Generator, numbers: bool = False
-    ) -> tuple[Demand, dict[str, str]]:
-        dimension = str(rng.choice(["price", "material"])) if numbers else ""
-        query = self.world.draw_query(rng)
-        demand = (
-            self.world.draw_demand(dimension, rng)
-            if dimension
-            else query.demands[int(rng.integers(len(query.demands)))]
-        )
+    def _one_comparison(self, rng: np.random.Generator) -> tuple[Demand, dict[str, str]]:
+        if rng.random() < NUMBERS:
+            demand = self.world.draw_demand(str(rng.choice(["price", "material"])), rng)
+        else:
+            query = self.world.draw_query(rng)
+            demand = query.demands[int(rng.integers(len(query.demands)))]
         levels = [level for level in (1, 2, 3, 4) if self.world.options(demand, level)]
         options = self.world.options(demand, int(rng.choice(levels)))
         have = options[int(rng.integers(len(options)))]
-        return demand, {key: value for key, value in have.items() if value != "none"}
+        return demand, {key: value for key, value in have.items() if value != NOT_STATED}
 
-    def _comparison(self, rng: np.random.Generator, focus: bool) -> str:
-        demand, have = self._one_comparison(rng, focus and rng.random() < 0.8)
+    def _comparison(self, rng: np.random.Generator) -> str:
+        demand, have = self._one_comparison(rng)
         step = verdict(self.vertical, demand, have)
-        return f"{demand.dimension} {demand.surface}, {step.found}: {step.word}"
+        return f"{demand.dimension} {demand.surface}: {step.found} {step.word}"
 
     def __getitem__(self, index: int) -> dict[str, list[int]]:
         if self.tokenizer is None:
@@ -217,19 +225,11 @@ class Corpus(Dataset[dict[str, list[int]]]):
         return {"input_ids": ids[:MAX_POSITIONS], "labels": labels[:MAX_POSITIONS]}
 
 
-def _mixture(index: int) -> list[float]:
-    """Shares of compare, grade, text, inline, fit and read: the corpus is a course."""
-    if index >= READ_FROM:
-        return [0.05, 0.02, 0.01, 0.07, 0.30, 0.55]
-    if index >= ANSWER_FROM:
-        return [0.04, 0.02, 0.02, 0.17, 0.75, 0.0]
-    if index >= DENSE_FROM:
-        return [0.05, 0.02, 0.03, 0.50, 0.40, 0.0]
-    if index >= COMBINE_FROM:
-        return [0.08, 0.03, 0.04, 0.30, 0.55, 0.0]
-    early = max(0.0, 1.0 - index / EARLY_DOCUMENTS)
-    compare = 0.25 if index >= FOCUS_FROM else 0.08 + 0.52 * early
-    return [compare, 0.03, 0.06, 0.0, 0.91 - compare, 0.0]
+def _attributes(section: str, text: str) -> list[tuple[str, str]]:
+    """The parts of a section behind which a verdict may stand, with the dimension each one shows."""
+    if section == "cpv":
+        return [(part.partition(" ")[0], part) for part in text.split(", ")]
+    return [({"title": "category", "picture": "color"}.get(section, section), text)]
 
 
 def _turns(user: str) -> str:
@@ -323,7 +323,7 @@ def fit_accuracy(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, rows: list[
         batch = collate([{"input_ids": row, "labels": row} for row in ids], tokenizer.pad_token_id)
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         last = logits[torch.arange(len(ids)), batch["attention_mask"].sum(1) - 1][:, words].argmax(1)
-        gold = [list(WORDS.values()).index(answer.split()[1].rstrip(":")) for _, answer in chunk]
+        gold = [list(WORDS.values()).index(word) for _, word in chunk]
         right += int((last == torch.tensor(gold)).sum())
     model.train()
     return right / len(rows)

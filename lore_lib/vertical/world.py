@@ -23,7 +23,7 @@ from lore_lib.vertical.rules import NOT_STATED, PURE_COTTON, Judgement, judge, v
 from lore_lib.vertical.schema import Demand, dump_demands
 
 EXTRA_DIMENSIONS: dict[str, float] = {
-    "color": 0.30, "material": 0.20, "audience": 0.18, "price": 0.16, "brand": 0.08, "style": 0.08,
+    "color": 0.30, "material": 0.20, "audience": 0.18, "price": 0.12, "brand": 0.10, "style": 0.10,
 }  # fmt: skip
 """Share of each dimension among the demands a query makes beside its category."""
 
