@@ -130,6 +130,46 @@ def pretrain_nano_command(
     typer.echo(result)
 
 
+@commands.command("validate")
+def validate_command(
+    vertical: Annotated[
+        str, typer.Argument(metavar="PATH|NAME", help="A vertical.yaml, its folder, or its name.")
+    ] = "apparel_home",
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON Schema of the file instead.")
+    ] = False,
+) -> None:
+    """List everything that is wrong with a vertical and its tables, as file:line: field: message."""
+    from lore_lib.vertical.authoring import counts, find_vertical, json_schema, validate
+
+    if schema:
+        typer.echo(json_schema())
+        return
+    path = find_vertical(vertical)
+    checked = validate(path)
+    for problem in checked.problems:
+        typer.echo(problem)
+    if checked.value is None:
+        rest = "" if checked.complete else "; more may show once these are mended"
+        typer.echo(f"{len(checked.problems)} problem(s) in {path}{rest}")
+        raise typer.Exit(1)
+    typer.echo(f"OK {path}: " + ", ".join(f"{n} {name}" for name, n in counts(checked.value).items()))
+
+
+@commands.command("init-vertical")
+def init_vertical_command(
+    name: Annotated[str, typer.Argument(help="Folder name of the new vertical.")],
+    source: Annotated[
+        str, typer.Option("--from", metavar="VERTICAL", help="Copy this one instead of the template.")
+    ] = "",
+) -> None:
+    """Start a vertical of your own from a commented template."""
+    from lore_lib.vertical.authoring import init_vertical
+
+    typer.echo(f"wrote {init_vertical(name, source)}")
+    typer.echo(f"next: edit it, run 'lore validate {name}', then 'lore run --vertical {name}'")
+
+
 @commands.command("kernel")
 def kernel_command() -> None:
     """Install the notebook kernel "lore" into this environment (lore run does it as well)."""

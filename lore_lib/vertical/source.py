@@ -1,0 +1,588 @@
+"""A YAML file written by people, read with the line of every value and checked against a pydantic model.
+
+The reader trusts nothing: it takes plain mappings, lists and scalars, and refuses what YAML can do beyond
+that (tags, aliases, merge keys). It builds its nodes from parser events, because ``yaml.compose`` recurses
+in C without a limit and deep nesting kills the process.
+"""
+
+from __future__ import annotations
+
+import codecs
+import functools
+import math
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from lore_lib.errors import nearest
+
+MAX_BYTES = 10_000_000
+MAX_DEPTH = 32
+MAX_VALUES = 200_000
+
+Location = tuple[str | int, ...]
+"""Keys and list positions from the top of the file to one value."""
+
+M = TypeVar("M", bound=BaseModel)
+
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C parser where PyYAML was built with it
+_KINDS = {
+    b"PAR1": "a Parquet file",
+    b"PK\x03\x04": "a ZIP archive or an Office document",
+    b"\x1f\x8b": "a gzip archive",
+    b"%PDF": "a PDF document",
+    b"\x89PNG": "a PNG picture",
+    b"\xff\xd8\xff": "a JPEG picture",
+    b"SQLite format 3": "an SQLite database",
+}
+_BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+_NO_TEXT = re.compile("[^\t\n\r\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_TAB_INDENT = re.compile(r"[ ]*\t\s*\S")
+_QUOTED = re.compile(r"'([^']*)'")
+_JOINERS = "\u200c\u200d"  # Persian, Indic scripts and emoji need them
+
+
+@dataclass(frozen=True, order=True)
+class Problem:
+    """One thing to mend. ``str()`` gives ``file:line: field: message``, which editors can click.
+
+    Attributes:
+        file: path as the user would write it.
+        line: from 1.
+        field: dotted path of the value, "" for the file as a whole.
+        found: what stands there, "" where the message says it.
+        message: the rule, and the nearest fix where there is one.
+    """
+
+    file: str
+    line: int
+    field: str
+    found: str
+    message: str
+
+    def __str__(self) -> str:
+        found = f" (found {_brief(self.found, 60)})" if self.found else ""
+        parts = (f"{self.file}:{self.line}", _brief(self.field, 200), _brief(self.message, 400) + found)
+        return ": ".join(_visible(part) for part in parts if part)
+
+
+class Contradictions(ValueError):
+    """Raised by a model's own validator for values that do not fit together, each with its path."""
+
+    def __init__(self, found: Iterable[tuple[Location, str]]):
+        self.found = list(found)
+        super().__init__("; ".join(f"{_dotted(path)}: {message}" for path, message in self.found))
+
+
+@dataclass
+class Node:
+    """One value of the file.
+
+    Attributes:
+        path: where it stands in the file, keys as they are written.
+        line: of its key in a mapping, otherwise of itself; from 1.
+        text: a scalar as it was written.
+        value: a scalar, a list of nodes, or a mapping from keys to nodes.
+    """
+
+    path: Location
+    line: int
+    text: str
+    value: Any
+
+    @property
+    def plain(self) -> Any:
+        """The value as plain data."""
+        if isinstance(self.value, dict):
+            return {key: child.plain for key, child in self.value.items()}
+        return [child.plain for child in self.value] if isinstance(self.value, list) else self.value
+
+    @property
+    def found(self) -> str:
+        """The value in a few words."""
+        if isinstance(self.value, dict):
+            return f"a mapping of {len(self.value)}"
+        return f"a list of {len(self.value)}" if isinstance(self.value, list) else self.text or "nothing"
+
+    def child(self, part: str | int) -> Node | None:
+        """The node under one key or list position; None where there is none."""
+        if isinstance(self.value, dict):
+            if part in self.value:
+                return self.value[part]  # type: ignore[no-any-return]
+            return next((node for key, node in self.value.items() if str(key) == str(part)), None)
+        inside = isinstance(self.value, list) and isinstance(part, int) and part < len(self.value)
+        return self.value[part] if inside else None
+
+    def locate(self, location: Location) -> Node:
+        """The node at a location; parts the file does not have (union tags, missing names) are passed."""
+        node = self
+        for part in location:
+            node = node.child(part) or node
+        return node
+
+    def walk(self) -> Iterator[Node]:
+        """This node and all below it, in the order of the file."""
+        yield self
+        if isinstance(self.value, dict | list):
+            for child in self.value.values() if isinstance(self.value, dict) else self.value:
+                yield from child.walk()
+
+    def remove(self, paths: set[Location]) -> set[str]:
+        """Remove the nodes that stood at these paths; returns the words that went with them."""
+        if not isinstance(self.value, dict | list):
+            return set()
+        children = list(self.value.values() if isinstance(self.value, dict) else self.value)
+        gone = [child for child in children if child.path in paths]
+        if isinstance(self.value, dict):
+            self.value = {key: child for key, child in self.value.items() if child.path not in paths}
+        else:
+            self.value = [child for child in children if child.path not in paths]
+        words = {word for child in gone for node in child.walk() for word in (str(node.path[-1]), node.text)}
+        return words.union(*(child.remove(paths) for child in children if child.path not in paths)) - {""}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file as read.
+
+    Attributes:
+        root: the top value; None where nothing can be made of the file.
+        problems: what is wrong with the file as YAML.
+        broken: paths whose value could not be read.
+    """
+
+    root: Node | None
+    problems: list[Problem]
+    broken: set[Location]
+
+
+@dataclass(frozen=True)
+class Checked(Generic[M]):
+    """What became of a file.
+
+    Attributes:
+        value: the model; None where there are problems.
+        problems: sorted by line.
+        complete: False where values are so wrong that contradictions could not be looked for.
+    """
+
+    value: M | None
+    problems: list[Problem]
+    complete: bool
+
+
+@dataclass
+class _Unreadable(Exception):
+    """Nothing more can be read after this."""
+
+    line: int
+    message: str
+    found: str = ""
+
+
+def read_source(path: Path) -> Source:
+    """Read a YAML file; what is wrong with it becomes a list of problems and never an exception.
+
+    Problems are: no file, another kind of file, more than ``MAX_BYTES``, another encoding than UTF-8 (a UTF-8
+    byte-order mark is passed over), control characters, tabs that indent, YAML that cannot be parsed, more
+    than one document, nesting beyond ``MAX_DEPTH``, more than ``MAX_VALUES`` values; and, for a single value:
+    a key that stands twice or is no scalar, aliases, tags, merge keys, invisible characters, numbers that are
+    not finite.
+    """
+    builder = _Builder()
+    try:
+        text = _decode(_read_bytes(path))
+        root = builder.build(text)
+    except _Unreadable as error:
+        root = None
+        builder.faults.append((error.line, (), error.found, error.message))
+    problems = [
+        Problem(str(path), line, _dotted(location), found, message)
+        for line, location, found, message in builder.faults
+    ]
+    return Source(root, sorted(problems), builder.broken)
+
+
+def check(path: Path, model: type[M]) -> Checked[M]:
+    """Read a YAML file and validate it; all problems come at once, sorted by line.
+
+    A model's own validator runs only when every field is well. So what is wrong is taken out, a lost number
+    or text at the top gets a stand-in, and the rest is validated again. What a validator then says about a
+    word that was taken out, or about a stand-in, is not reported: it would most likely follow from that.
+    """
+    source = read_source(path)
+    if source.root is None:
+        return Checked(None, source.problems, complete=False)
+    root, problems, removed = source.root, set(source.problems), set(source.broken)
+    words, stand_ins, complete = root.remove(removed), set[str](), True
+    while True:
+        try:
+            value = model.model_validate(root.plain)
+        except ValidationError as error:
+            wrong: set[Location] = set()
+            for detail in error.errors(include_url=False):
+                node, own = root.locate(detail["loc"]), detail["type"] == "value_error"
+                missing = detail["type"] == "missing"
+                at = (*node.path, detail["loc"][-1]) if missing else node.path
+                if at[:1] and at[0] in stand_ins:  # it was no good
+                    wrong.add(())
+                    complete = False
+                    continue
+                told = [] if at in removed else list(_explain(detail, root, model, str(path)))
+                sure = [p for p in told if not own or _is_sure(p, words, stand_ins)]
+                problems.update(sure)
+                complete &= len(sure) == len(told)
+                if missing and not node.path and (stand_in := _stand_in(model, at)):
+                    root.value[at[0]] = stand_in
+                    stand_ins.add(str(at[0]))
+                    continue
+                wrong.add(node.path)
+                complete &= own or bool(node.path)
+            if () in wrong:
+                return Checked(None, sorted(problems), complete)
+            words |= root.remove(wrong)
+            removed |= wrong
+        else:
+            return Checked(None if problems else value, sorted(problems), complete)
+
+
+def _is_sure(problem: Problem, words: set[str], stand_ins: set[str]) -> bool:
+    return not words & _quoted(problem.message) and problem.field.partition(".")[0] not in stand_ins
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        if not path.is_file():
+            raise _Unreadable(1, "a folder, not a file" if path.is_dir() else "no such file")
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise _Unreadable(1, f"cannot be read: {error.strerror}") from error
+    if len(raw) > MAX_BYTES:
+        raise _Unreadable(
+            1, f"the file is larger than {MAX_BYTES:,} bytes; rows belong into tables beside it"
+        )
+    return raw
+
+
+def _decode(raw: bytes) -> str:
+    for start, kind in _KINDS.items():
+        if raw.startswith(start):
+            raise _Unreadable(1, f"this is {kind}, not a YAML text")
+    for mark, name in _BYTE_ORDER_MARKS.items():
+        if raw.startswith(mark):
+            raise _wrong_encoding(1, 0, name, f"byte-order mark {mark.hex(' ')}")
+    for first, name in ((1, "UTF-16LE"), (0, "UTF-16BE")):
+        high, low = raw[first:200:2], raw[1 - first : 200 : 2]
+        if high.count(0) > len(high) // 2 and 0 not in low:
+            raise _wrong_encoding(1, raw.index(0), name, "byte 00")
+    body = raw.removeprefix(codecs.BOM_UTF8)
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = body.count(b"\n", 0, error.start) + 1
+        offset = error.start + len(raw) - len(body)
+        raise _wrong_encoding(line, offset, _likely(body), f"byte {body[error.start]:02x}") from error
+    if odd := _NO_TEXT.search(text):
+        raise _Unreadable(
+            text.count("\n", 0, odd.start()) + 1,
+            f"character {_name(odd[0])} cannot stand in YAML ({len(_NO_TEXT.findall(text))} in the file); "
+            "remove it",
+        )
+    return text
+
+
+def _likely(raw: bytes) -> str:
+    """The likely encoding of bytes that are not UTF-8; "" when none of the common ones fits."""
+    read = raw.decode("utf-8", errors="replace")
+    if sum(not c.isascii() for c in read) > 2 * read.count("\ufffd"):
+        return "mixed"
+    for codec, name in (("gb2312", "GB18030"), ("cp1252", "CP1252")):
+        try:
+            raw.decode(codec)
+        except UnicodeDecodeError:
+            continue
+        return name
+    return ""
+
+
+def _wrong_encoding(line: int, offset: int, likely: str, found: str) -> _Unreadable:
+    fix = f"the file looks like {likely}: convert it with iconv -f {likely} -t UTF-8"
+    if likely in ("", "mixed"):
+        fix = "most of the file is UTF-8: type this character anew" if likely else "save the file as UTF-8"
+    return _Unreadable(line, f"not UTF-8 at byte offset {offset}; {fix}", found)
+
+
+@dataclass
+class _Builder:
+    """Turns parser events into nodes and collects what is wrong with single values."""
+
+    faults: list[tuple[int, Location, str, str]] = field(default_factory=list)  # line, path, found, message
+    broken: set[Location] = field(default_factory=set)
+    values: int = 0
+    loader: Any = None
+
+    def build(self, text: str) -> Node:
+        try:
+            self.loader = _Loader(text)
+            while self.loader.check_event(yaml.StreamStartEvent, yaml.DocumentStartEvent):
+                self.loader.get_event()
+            if self.loader.check_event(yaml.StreamEndEvent):
+                raise _Unreadable(1, "the file is empty; 'lore init-vertical' writes one to start from")
+            root = self.node(())
+            self.loader.get_event()
+            if not self.loader.check_event(yaml.StreamEndEvent):
+                line = self.loader.get_event().start_mark.line + 1
+                raise _Unreadable(line, "a second document starts here; one file holds one")
+        except yaml.MarkedYAMLError as error:
+            raise self._syntax(error, text) from error
+        except (yaml.YAMLError, ValueError, OverflowError) as error:  # escapes beyond Unicode, without a mark
+            raise _Unreadable(1, f"not YAML: {error}") from error
+        return root
+
+    def node(self, path: Location, line: int = 0) -> Node:
+        """The next value; ``line`` is that of its key."""
+        event = self.loader.get_event()
+        line = line or event.start_mark.line + 1
+        self.values += 1
+        if self.values > MAX_VALUES:
+            raise _Unreadable(
+                line, f"more than {MAX_VALUES:,} values; rows belong into tables beside the file"
+            )
+        if len(path) > MAX_DEPTH:
+            raise _Unreadable(line, f"nested deeper than {MAX_DEPTH} levels")
+        if isinstance(event, yaml.AliasEvent):
+            self._fault(
+                line, path, f"*{event.anchor}", "aliases are not read; write the value out", broken=True
+            )
+            return Node(path, line, "", None)
+        if event.tag is not None:
+            self._fault(line, path, event.tag, "tags are not read; remove it", broken=True)
+        if isinstance(event, yaml.MappingStartEvent):
+            return Node(path, line, "", self._mapping(path))
+        if isinstance(event, yaml.SequenceStartEvent):
+            return Node(path, line, "", self._sequence(path))
+        return Node(path, line, event.value, self._scalar(event, path, line))
+
+    def _mapping(self, path: Location) -> dict[Any, Node]:
+        entries: dict[Any, Node] = {}
+        while not self.loader.check_event(yaml.MappingEndEvent):
+            event = self.loader.peek_event()
+            name = self.node((*path, event.value if isinstance(event, yaml.ScalarEvent) else "?"))
+            child = self.node(name.path, name.line)
+            if not isinstance(event, yaml.ScalarEvent):
+                self._fault(name.line, path, name.found, "a key must be a word or a text")
+            elif name.text == "<<":
+                self._fault(name.line, path, "<<", "merge keys are not read; write the values out")
+            elif name.value in entries:
+                lines = f"{entries[name.value].line} and {name.line}"
+                self._fault(name.line, name.path, "", f"the key stands twice, on lines {lines}; keep one")
+            else:
+                entries[name.value] = child
+        self.loader.get_event()
+        return entries
+
+    def _sequence(self, path: Location) -> list[Node]:
+        items: list[Node] = []
+        while not self.loader.check_event(yaml.SequenceEndEvent):
+            items.append(self.node((*path, len(items))))
+        self.loader.get_event()
+        return items
+
+    def _scalar(self, event: yaml.ScalarEvent, path: Location, line: int) -> Any:
+        text = event.value
+        if odd := _invisible(text):
+            self._fault(line, path, text, f"invisible character {_name(odd)}; remove it")
+        if event.tag is not None:
+            return text
+        tag = self.loader.resolve(yaml.ScalarNode, text, event.implicit)
+        if tag == "tag:yaml.org,2002:merge":
+            return text
+        try:
+            value = self.loader.construct_object(yaml.ScalarNode(tag, text))
+        except (yaml.YAMLError, ValueError, OverflowError):
+            kind = tag.rpartition(":")[2]
+            self._fault(line, path, text, f"reads as a {kind}, but is none; write it in quotes", broken=True)
+            return text
+        if isinstance(value, float) and not math.isfinite(value):
+            self._fault(line, path, text, "a number must be finite", broken=True)
+        return value
+
+    def _fault(self, line: int, path: Location, found: str, message: str, broken: bool = False) -> None:
+        self.faults.append((line, path, found, message))
+        if broken:
+            self.broken.add(path)
+
+    def _syntax(self, error: yaml.MarkedYAMLError, text: str) -> _Unreadable:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 1
+        lines = text.splitlines()
+        tabs = [number for number, content in enumerate(lines, start=1) if _TAB_INDENT.match(content)]
+        if line in tabs:
+            for number in tabs[:-1]:
+                self._fault(number, (), "", "a tab indents this line; use spaces")
+            return _Unreadable(tabs[-1], "a tab indents this line; use spaces")
+        began = error.context_mark.line + 1 if error.context_mark else line
+        line = line if line <= len(lines) else began  # what is never closed fails at the end of the file
+        context = f" {error.context}" if error.context else ""
+        since = f", which began on line {began}" if began != line else ""
+        return _Unreadable(line, f"not YAML: {error.problem or 'cannot be parsed'}{context}{since}")
+
+
+def _explain(detail: ErrorDetails, root: Node, model: type[BaseModel], file: str) -> Iterator[Problem]:
+    """One pydantic error in the words of the file; a model's own validator may tell several at once."""
+    location, kind = detail["loc"], detail["type"]
+    node = root.locate(location)
+    found = node.found
+    message = detail["msg"].removeprefix("Input ")
+    if kind == "value_error":
+        for path, text in _contradictions(detail, model):
+            exact = _sharpen(root.locate((*location, *path)), text)
+            yield Problem(file, exact.line, _dotted(exact.path), "", text)
+        return
+    where = node.path
+    if kind == "missing":
+        where, found, message = (*where, location[-1]), "", "this field is missing"
+    elif kind == "extra_forbidden":
+        name, known = str(location[-1]), _known_fields(model, location[:-1])
+        found, message = "", f"unknown field; {nearest(name, known)}" if known else "unknown field"
+    elif location and location[-1] == "[key]":
+        found, message = str(where[-1]), f"the key {message}"
+    elif kind in ("model_type", "dict_type"):
+        message = "should be a mapping, 'field: value' line by line"
+    if kind == "string_type" and found not in ("", "nothing") and not isinstance(node.value, dict | list):
+        message += "; write it in quotes"
+    elif kind in ("literal_error", "enum"):
+        message += f"; {nearest(found, sorted(_quoted(str(detail.get('ctx', {}).get('expected', '')))))}"
+    yield Problem(file, node.line, _dotted(where), found, message)
+
+
+def _contradictions(detail: ErrorDetails, model: type[BaseModel]) -> list[tuple[Location, str]]:
+    """What a validator said, as (path below the model that raised it, message).
+
+    A plain ValueError is one message; of the whole file it may be several, "field.name: message; ...".
+    """
+    error = detail.get("ctx", {}).get("error")
+    if isinstance(error, Contradictions):
+        return error.found
+    text = detail["msg"].removeprefix("Value error, ")
+    if detail["loc"]:
+        return [((), text)]
+    names = "|".join(map(re.escape, model.model_fields))
+    found: list[tuple[Location, str]] = []
+    for part in re.split(rf"; (?=(?:{names})[.:]|group ')", text):
+        prefixed = re.match(rf"((?:{names})(?:\.[^:]*)?): (.*)", part, re.DOTALL)
+        found.append((tuple(prefixed[1].split(".")), prefixed[2]) if prefixed else ((), part))
+    return found
+
+
+def _sharpen(node: Node, message: str) -> Node:
+    """The last place below ``node`` of the first word that the message quotes; ``node`` if there is none."""
+    quoted = _QUOTED.search(message)
+    if not quoted or not quoted[1]:
+        return node
+    places = [
+        below
+        for below in node.walk()
+        if quoted[1] == below.text or (below.path and quoted[1] == str(below.path[-1]))
+    ]
+    return places[-1] if places else node
+
+
+@functools.cache
+def _schema(model: type[BaseModel]) -> dict[str, Any]:
+    return model.model_json_schema()
+
+
+def _known_fields(model: type[BaseModel], location: Location) -> list[str]:
+    """Names of the fields that a model has at a location."""
+    return [name for place in _places(_schema(model), location) for name in place.get("properties", {})]
+
+
+def _stand_in(model: type[BaseModel], path: Location) -> Node | None:
+    """A value for a field of numbers and texts, which no other field names; None for any other field."""
+    for place in _places(_schema(model), path):
+        if place.get("type") in ("integer", "number"):
+            return Node(path, 1, "", place.get("minimum", 1))
+        if place.get("type") == "string":
+            return Node(path, 1, "", "x")
+        if len(path) == 1 and (names := place.get("required", ())):
+            children = {name: _stand_in(model, (*path, name)) for name in names}
+            if all(children.values()):
+                return Node(path, 1, "", children)
+    return None
+
+
+def _places(schema: dict[str, Any], location: Location) -> list[dict[str, Any]]:
+    """What a JSON Schema says of a location: one place, or each member of a union."""
+    places = _alternatives(schema, schema)
+    for part in location:
+        below = [child for place in places for child in _below(place, part)]
+        places = [child for place in below for child in _alternatives(place, schema)] or places
+    return places
+
+
+def _below(place: dict[str, Any], part: str | int) -> list[dict[str, Any]]:
+    if isinstance(part, int):
+        prefix = place.get("prefixItems", [])
+        children = [prefix[part]] if part < len(prefix) else [place.get("items")]
+    else:
+        children = [place.get("properties", {}).get(part, place.get("additionalProperties"))]
+    return [child for child in children if isinstance(child, dict)]
+
+
+def _alternatives(place: dict[str, Any], schema: dict[str, Any]) -> list[dict[str, Any]]:
+    """A place of a schema with its reference followed, and each member of its unions."""
+    if "$ref" in place:
+        return _alternatives(schema["$defs"][place["$ref"].rpartition("/")[2]], schema)
+    members = [*place.get("anyOf", ()), *place.get("oneOf", ()), *place.get("allOf", ())]
+    return [place, *(deeper for member in members for deeper in _alternatives(member, schema))]
+
+
+def _dotted(location: Location) -> str:
+    """``("near", 2, "name")`` as ``near[2].name``."""
+    text = "".join(f"[{part}]" if type(part) is int else f".{part}" for part in location)
+    return text.removeprefix(".")
+
+
+def _quoted(message: str) -> set[str]:
+    return set(_QUOTED.findall(message))
+
+
+def _invisible(text: str) -> str:
+    """The first character that nobody sees: control, format, surrogate, line or paragraph separator."""
+    if text.isprintable():
+        return ""
+    for position, character in enumerate(text):
+        if character in "\t\n\r" or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp"):
+            continue
+        around = text[max(position - 1, 0) : position] + text[position + 1 : position + 2]
+        if character in _JOINERS and len(around) == 2 and not any(map(str.isascii, around)):
+            continue
+        return character
+    return ""
+
+
+def _name(character: str) -> str:
+    return f"U+{ord(character):04X} {unicodedata.name(character, '')}".rstrip()
+
+
+def _brief(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
+
+
+def _visible(text: str) -> str:
+    """Text that a terminal may show: nothing in it moves the cursor, turns direction or hides."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
