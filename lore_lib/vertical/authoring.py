@@ -53,7 +53,7 @@ def validate(path: Path) -> Checked[Vertical]:
 def counts(vertical: Vertical) -> dict[str, int]:
     """How much a vertical knows, for the line that says it is well."""
     return {
-        "industries": len(vertical.industries),
+        "industries": len(set(vertical.industry_of.values())),
         "categories": len(vertical.group_of),
         "dimensions": sum(bool(vertical.values(dimension)) for dimension in DIMENSIONS),
         "lexicon entries": len(vertical.lexicon),

@@ -81,9 +81,9 @@ class Problem:
 class Contradictions(ValueError):
     """Raised by a model's own validator for values that do not fit together, each with its path."""
 
-    def __init__(self, found: Iterable[tuple[Location, str]]):
-        self.found = list(found)
-        super().__init__("; ".join(f"{_dotted(path)}: {message}" for path, message in self.found))
+    def __init__(self, problems: Iterable[tuple[Location, str]]):
+        self.problems = list(problems)
+        super().__init__("; ".join(f"{_dotted(path)}: {message}" for path, message in self.problems))
 
 
 @dataclass
@@ -460,6 +460,12 @@ def _explain(detail: ErrorDetails, root: Node, model: type[BaseModel], file: str
         found, message = "", f"unknown field; {nearest(name, known)}" if known else "unknown field"
     elif location and location[-1] == "[key]":
         found, message = str(where[-1]), f"the key {message}"
+    elif kind == "union_tag_invalid":
+        node = _sharpen(node, message)
+        where, found = node.path, node.text
+        message = f"unknown kind; {nearest(found, sorted(_quoted(detail['ctx']['expected_tags'])))}"
+    elif kind == "union_tag_not_found":
+        message = f"field {detail['ctx']['discriminator']}, which says what this is, is missing"
     elif kind in ("model_type", "dict_type"):
         message = "should be a mapping, 'field: value' line by line"
     if kind == "string_type" and found not in ("", "nothing") and not isinstance(node.value, dict | list):
@@ -476,7 +482,7 @@ def _contradictions(detail: ErrorDetails, model: type[BaseModel]) -> list[tuple[
     """
     error = detail.get("ctx", {}).get("error")
     if isinstance(error, Contradictions):
-        return error.found
+        return error.problems
     text = detail["msg"].removeprefix("Value error, ")
     if detail["loc"]:
         return [((), text)]

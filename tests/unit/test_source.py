@@ -4,7 +4,7 @@ import codecs
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 import yaml
@@ -30,6 +30,16 @@ class Share(Strict):
     near: int
 
 
+class Set(Strict):
+    kind: Literal["set"]
+    values: list[str]
+
+
+class Limit(Strict):
+    kind: Literal["limit"]
+    most: int
+
+
 class Shop(Strict):
     """A small model with every shape that the reader has to find its way through."""
 
@@ -40,6 +50,7 @@ class Shop(Strict):
     kin: dict[str, str] = {}
     rules: list[Rule] = []
     size: int | Share = 1
+    styles: dict[str, Annotated[Set | Limit, Field(discriminator="kind")]] = {}
 
     @model_validator(mode="after")
     def _consistent(self) -> "Shop":
@@ -173,6 +184,10 @@ def test_a_missing_table_of_words_says_that_more_may_show(tmp_path: Path) -> Non
         ("  blue:\n", "  blue:\n    [a, b]: [1, 2, 3]\n", 8, "colors.blue", "a key must be a word"),
         ("silk: satin,", "silk: satin, on: silk,", 11, "kin.on", "the key should be a valid string; write"),
         ("limit: 2.5", "limit: 2.5\nsize: {full: 1, naer: 2}", 3, "size.naer", "did you mean 'near'?"),
+        ("share:\n", "styles:\n  a:\n    kind: sett\nshare:\n", 5, "styles.a.kind", "did you mean 'set'?"),
+        ("share:\n", "styles: {a: {most: 1}}\nshare:\n", 3, "styles.a", "field 'kind', which says what"),
+        ("share:\n", "styles: {a: {kind: set, values: [1]}}\nshare:\n", 3, "styles.a.values[0]", "quotes"),
+        ("share:\n", "styles: {a: {kind: limit, mst: 1, most: 1}}\nshare:\n", 3, "styles.a.mst", "'most'"),
         ("share:\n  full: 95\n  near: 90", "share: 95", 3, "share", "should be a mapping"),
         ("navy:", "na\u200bvy:", 8, "colors.blue.na\u200bvy", "invisible character U+200B ZERO WIDTH SPACE"),
         ("corner", "\u202ecorner", 1, "name", "invisible character U+202E RIGHT-TO-LEFT OVERRIDE"),
