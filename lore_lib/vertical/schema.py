@@ -70,12 +70,23 @@ class Demand:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How an item meets one demand: the level it allows (1-4) and the evidence it rests on."""
+    """How an item meets one demand.
+
+    Attributes:
+        dimension: key of ``DIMENSIONS``.
+        demanded: the value asked for, after "not" where it is unwanted.
+        found: the evidence, "none" where the item states nothing.
+        level: the level it allows, 1-4.
+        rule: id of the rule that fired.
+        reason: of that rule.
+    """
 
     dimension: str
     demanded: str
     found: str
     level: int
+    rule: str
+    reason: str
 
     @property
     def word(self) -> str:
@@ -94,5 +105,5 @@ def load_demands(text: str) -> tuple[Demand, ...]:
 
 
 Attributes = Mapping[str, str]
-"""What is known of an item, dimension -> value; ``material_share`` holds the cotton percentage. A missing
-key means "not stated"."""
+"""What is known of an item, dimension -> value; ``<dimension>_share`` holds the percentage of a value that
+makes up only a part of the item ("92" for cotton 92). A missing key means "not stated"."""
