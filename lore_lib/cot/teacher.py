@@ -80,7 +80,7 @@ class SymbolicTeacher:
         denials = [
             Demand(name, value, template.replace("{}", value), True)
             for name, template in negations.items()
-            for value in vertical.values(name)
+            for value in {*vertical.values(name), *vertical.dimensions[name].negatable()}
         ]
         plain = [Demand(name, value, value) for value, name in self._dimension_of.items()]
         self._phrases = {demand.surface: demand for demand in (*denials, *plain)}

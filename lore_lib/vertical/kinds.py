@@ -306,6 +306,10 @@ class Lineage(_Kind):
     def demands(self) -> list[str]:
         return list(self.parents)
 
+    def negatable(self) -> list[str]:
+        rivals = list(dict.fromkeys(name for group in self.competitors for name in group))
+        return rivals or self.demands()
+
     def relation(self, want: str, have: str, share: float = 100.0) -> Relation:
         if have == NOT_STATED:
             return Relation("not_stated")
@@ -454,19 +458,30 @@ class Amount(_Kind):
             for at, number in enumerate(getattr(self, field)):
                 if not 0 < number < float("inf"):
                     yield Problem((field, at), f"amount {number}; give a number above 0")
+        for at, number in enumerate(self.asked):
+            if number not in self.sold:
+                yield Problem(("asked", at), f"amount {number:g} is asked for and not sold; add it to 'sold'")
 
 
 class Set(_Kind):
-    """Values without order. Items may hold ``several``; ``asked`` lists joined demands ("cleanser+toner")."""
+    """Values without order, of which an item may hold ``several``.
+
+    ``asked`` lists the demands where they are not just the values (some of them, or joined ones such as
+    "cleanser+toner"), ``unwanted`` the values that negated demands ask for.
+    """
 
     kind: Literal["set"]
     values: list[str]
     general: dict[str, list[str]] = {}
     several: int = Field(default=1, ge=1, le=4)
     asked: list[str] = []
+    unwanted: list[str] = []
 
     def demands(self) -> list[str]:
         return self.asked or list(self.values)
+
+    def negatable(self) -> list[str]:
+        return self.unwanted or self.demands()
 
     def found(self) -> list[str]:
         return [*_joined(self.values, self.several), *self.general]
@@ -498,6 +513,9 @@ class Set(_Kind):
             if JOIN in value:
                 yield Problem(("values", at), f"value {value!r} holds {JOIN!r}, which joins values; drop it")
         yield from _general_problems(self.general, self.values)
+        for at, value in enumerate(self.unwanted):
+            if value not in self.values:
+                yield Problem(("unwanted", at), f"unknown value {value!r}; {nearest(value, self.values)}")
         for at, joined in enumerate(self.asked):
             pieces = joined.split(JOIN)
             if len(pieces) > self.several:
