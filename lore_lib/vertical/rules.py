@@ -218,8 +218,7 @@ def universal_rules() -> RuleBook:
     return book
 
 
-@dataclass(frozen=True)
-class Judgement:
+class Judgement(NamedTuple):
     """The outcome of path following.
 
     Attributes:
@@ -231,11 +230,6 @@ class Judgement:
     label: str
     mismatch: str
     path: tuple[Verdict, ...]
-
-
-class _Step(NamedTuple):
-    demand: Demand
-    share: str
 
 
 class Engine:
@@ -254,24 +248,24 @@ class Engine:
 
     def judge(self, demands: Iterable[Demand], item: Attributes, industry_rules: bool) -> Judgement:
         """See :func:`judge`."""
-        path = tuple(
-            [
-                self.verdict(demand, item.get(demand.dimension, NOT_STATED), item.get(share), industry_rules)
-                for demand, share in self._steps(tuple(demands))
-            ]
-        )
-        level = min([step.level for step in path])
-        mismatch = next(step.dimension for step in path if step.level == 2) if level == 2 else ""
-        return Judgement(f"L{level}", mismatch, path)
+        path: list[Verdict] = []
+        level, mismatch = 4, ""
+        for demand, dimension, share in self._steps(tuple(demands)):
+            step = self.verdict(demand, item.get(dimension, NOT_STATED), item.get(share), industry_rules)
+            path.append(step)
+            if step.level < level:
+                level, mismatch = step.level, dimension
+        return Judgement(f"L{level}", mismatch if level == 2 else "", tuple(path))
 
-    def _in_order(self, demands: tuple[Demand, ...]) -> tuple[_Step, ...]:
+    def _in_order(self, demands: tuple[Demand, ...]) -> tuple[tuple[Demand, str, str], ...]:
+        """The demands in the order of ``DIMENSIONS``, with the keys of their evidence and its share."""
         if not demands:
             raise DataError("a query without demands cannot be judged; give it at least a category demand")
         for demand in demands:
             self._kind(demand.dimension)
         order = list(DIMENSIONS)
         ordered = sorted(demands, key=lambda demand: (order.index(demand.dimension), demand))
-        return tuple(_Step(demand, share_key(demand.dimension)) for demand in ordered)
+        return tuple((demand, demand.dimension, share_key(demand.dimension)) for demand in ordered)
 
     def _kind(self, dimension: str) -> Dimension:
         if dimension not in self._dimensions:

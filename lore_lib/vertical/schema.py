@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from typing import NamedTuple
 
 LABELS: tuple[str, ...] = ("L1", "L2", "L3", "L4")
 """L1 irrelevant category, L2 attribute conflict or related category, L3 partial, L4 full match."""
@@ -51,8 +52,7 @@ WORDS: dict[int, str] = {4: "match", 3: "near", 2: "conflict", 1: "unrelated"}
 """The word for each level in a chain of thought."""
 
 
-@dataclass(frozen=True, order=True)
-class Demand:
+class Demand(NamedTuple):
     """One requirement of a query.
 
     Attributes:
@@ -96,7 +96,7 @@ class Verdict:
 
 def dump_demands(demands: Iterable[Demand]) -> str:
     """Demands as the JSON list stored in ``queries.demands``."""
-    return json.dumps([asdict(demand) for demand in demands])
+    return json.dumps([demand._asdict() for demand in demands])
 
 
 def load_demands(text: str) -> tuple[Demand, ...]:
