@@ -18,7 +18,7 @@ import pandas as pd
 
 from lore_lib.errors import DataError
 from lore_lib.rng import generator
-from lore_lib.vertical.definition import PICTURED, Slang, Vertical, WorldSpec
+from lore_lib.vertical.definition import PICTURED, Vertical, WorldSpec
 from lore_lib.vertical.kinds import JOIN, NOT_STATED, Limit
 from lore_lib.vertical.picture import render_picture
 from lore_lib.vertical.rules import Judgement, judge, share_key, verdict
@@ -26,6 +26,11 @@ from lore_lib.vertical.schema import Demand, dump_demands
 
 OMITTED, MISSTATED = 0.30, 0.10
 """Shares of items whose CPV leaves the pictured dimension out, and states a wrong value."""
+
+_NOTHING: frozenset[str] = frozenset()
+
+ATTRACTION = {"L4": 12.0, "L3": 4.0, "L2": 0.5, "L1": 0.05}
+"""Mean number of clicks on an item of each label."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,11 @@ class World:
         if self.vertical.world is None:
             raise DataError(f"vertical {self.vertical.name!r} has no section 'world' and no tables; give one")
         self.spec: WorldSpec = self.vertical.world
+        self._points = [
+            (dimension, frozenset(value.split(JOIN)), f"{surface} ({value})")
+            for surface, entry in self.vertical.lexicon.items()
+            for dimension, value in entry.means.items()
+        ]
 
     def draw_query(self, rng: np.random.Generator, extra: int | None = None, slang: bool = True) -> Query:
         """Draw a query.
@@ -219,18 +229,13 @@ class World:
         words = [truth.get("brand", ""), str(rng.choice(spec.hype))]
         words += [cpv.get(PICTURED, "")] if rng.random() < 0.4 else []
         title = " ".join(word for word in (*words, truth["category"]) if word)
-        nicknames = {s: entry for s, entry in self.vertical.lexicon.items() if _true(entry, truth)}
-        told = [s for s in nicknames if rng.random() < 0.7]
-        points = "; ".join(f"{s} ({next(iter(nicknames[s].means.values()))})" for s in told)
+        held = {name: frozenset(value.split(JOIN)) for name, value in truth.items()}
+        true = [point for name, values, point in self._points if values <= held.get(name, _NOTHING)]
+        points = "; ".join(point for point in true if rng.random() < 0.7)
         official = "brand" in truth and rng.random() < 0.3
         shop = f"{truth['brand']} official" if official else str(rng.choice(spec.shops))
         group = self.vertical.group_of[truth["category"]]
         return Item(truth, title, cpv, spec.variants.get(group, spec.variants.get("", "")), shop, points)
-
-
-def _true(entry: Slang, truth: dict[str, str]) -> bool:
-    ((dimension, values),) = entry.means.items()
-    return set(values.split(JOIN)) <= set(truth.get(dimension, "").split(JOIN))
 
 
 def pair_kind(vertical: Vertical, query: Query, item: Item, gold: Judgement) -> str:
@@ -271,41 +276,49 @@ def generate_tables(
     Returns:
         Frames with the columns of ``data/README.md``.
     """
+    tables: dict[str, list[dict[str, Any]]] = {"items": [], "queries": [], "pairs": [], "clicks": []}
+    for name, row in world_rows(vertical, queries_per_split, pairs_per_query, clicked_per_query, seed):
+        tables[name].append(row)
+    return {name: pd.DataFrame(rows) for name, rows in tables.items()}
+
+
+def world_rows(
+    vertical: Vertical,
+    queries_per_split: dict[str, int],
+    pairs_per_query: int,
+    clicked_per_query: int,
+    seed: int,
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of :func:`generate_tables` one by one, each with the name of its table.
+
+    Of what was made, only the texts of a split's queries are kept in memory (against repetition).
+    """
     world = World(vertical)
-    rows: dict[str, list[dict[str, Any]]] = {"items": [], "queries": [], "pairs": [], "clicks": []}
     for split, count in queries_per_split.items():
         rng = generator(seed, "world", vertical.name, split)
         for index, query in enumerate(_distinct_queries(world, split, count, rng)):
             query_id = f"{split}-q{index:05d}"
             frequency = int(np.ceil(20_000 / (index + 3)))
-            rows["queries"].append(
-                {"query_id": query_id, "query": query.text, "intent": query.intent, "frequency": frequency,
-                 "demands": dump_demands(query.demands), "split": split}
-            )  # fmt: skip
+            yield "queries", {
+                "query_id": query_id, "query": query.text, "intent": query.intent, "frequency": frequency,
+                "demands": dump_demands(query.demands), "split": split,
+            }  # fmt: skip
             levels = [*(1 + (index + np.arange(pairs_per_query)) % 4), *[4] * clicked_per_query]
             for position, level in enumerate(levels):
                 item = world.draw_item(query, int(level), rng)
                 item_id = f"{split}-i{index:05d}-{position}"
                 gold = judge(vertical, query.demands, item.truth)
-                rows["items"].append(_item_row(world, item_id, item))
+                yield "items", _item_row(world, item_id, item)
                 if position < pairs_per_query:
-                    rows["pairs"].append(
-                        {
-                            "pair_id": f"{split}-p{index:05d}-{position}",
-                            "query_id": query_id,
-                            "item_id": item_id,
-                            "label": gold.label,
-                            "mismatch": gold.mismatch,
-                            "path": json.dumps([vars(s) for s in gold.path]),
-                            "kind": pair_kind(vertical, query, item, gold),
-                            "split": split,
-                        }
-                    )
-                attraction = {"L4": 12.0, "L3": 4.0, "L2": 0.5, "L1": 0.05}[gold.label]
-                clicks = int(rng.poisson(attraction))
+                    yield "pairs", {
+                        "pair_id": f"{split}-p{index:05d}-{position}",
+                        "query_id": query_id, "item_id": item_id, "label": gold.label, "mismatch": gold.mismatch,
+                        "path": json.dumps([vars(step) for step in gold.path]),
+                        "kind": pair_kind(vertical, query, item, gold), "split": split,
+                    }  # fmt: skip
+                clicks = int(rng.poisson(ATTRACTION[gold.label]))
                 if clicks:
-                    rows["clicks"].append({"query_id": query_id, "item_id": item_id, "clicks": clicks})
-    return {name: pd.DataFrame(table) for name, table in rows.items()}
+                    yield "clicks", {"query_id": query_id, "item_id": item_id, "clicks": clicks}
 
 
 def _distinct_queries(world: World, split: str, count: int, rng: np.random.Generator) -> Iterator[Query]:
