@@ -54,8 +54,8 @@ def stream_tables(
     """Write ``items``, ``queries``, ``pairs`` and ``clicks`` as Parquet files, in bounded memory.
 
     The rows are those of :func:`lore_lib.vertical.world.generate_tables` for the same sizes. Files are
-    written into a hidden folder beside their place and moved when all are whole, ``pairs.parquet`` last. Beside
-    the buffers, about 100 bytes per query stay in memory, so that no query is asked twice.
+    written into a hidden folder beside their place and moved when all are whole, ``pairs.parquet`` last.
+    Beside the buffers, about 100 bytes per query stay in memory, so that no query is asked twice.
 
     Args:
         vertical: the vertical.
@@ -111,9 +111,8 @@ def split_queries(items: int, items_per_query: int) -> dict[str, int]:
     """
     least = len(SPLIT_SHARES) * max(items_per_query, 1)
     if items_per_query < 1 or items < least:
-        raise DataError(
-            f"{items} items at {items_per_query} per query; every split needs a query: ask for {least} or more"
-        )
+        said = f"{items} items at {items_per_query} per query"
+        raise DataError(f"{said}; every split needs a query, so ask for {least} or more")
     queries = math.ceil(items / items_per_query)
     dev, test = (max(1, round(SPLIT_SHARES[name] * queries)) for name in ("dev", "test"))
     return {"train": queries - dev - test, "dev": dev, "test": test}

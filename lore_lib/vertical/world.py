@@ -312,7 +312,8 @@ def world_rows(
                 if position < pairs_per_query:
                     yield "pairs", {
                         "pair_id": f"{split}-p{index:05d}-{position}",
-                        "query_id": query_id, "item_id": item_id, "label": gold.label, "mismatch": gold.mismatch,
+                        "query_id": query_id, "item_id": item_id,
+                        "label": gold.label, "mismatch": gold.mismatch,
                         "path": json.dumps([vars(step) for step in gold.path]),
                         "kind": pair_kind(vertical, query, item, gold), "split": split,
                     }  # fmt: skip
