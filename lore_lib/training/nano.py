@@ -37,9 +37,10 @@ from lore_lib.completion import render
 from lore_lib.features.prompts import BUDGETS, render_prompt
 from lore_lib.rng import derive_seed, generator
 from lore_lib.vertical.definition import Vertical
-from lore_lib.vertical.rules import NOT_STATED, judge, verdict
+from lore_lib.vertical.kinds import NOT_STATED
+from lore_lib.vertical.rules import judge, verdict
 from lore_lib.vertical.schema import DIMENSIONS, WORDS, Demand
-from lore_lib.vertical.world import EXTRA_DIMENSIONS, Item, Query, World
+from lore_lib.vertical.world import Item, Query, World
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
@@ -130,7 +131,7 @@ class Corpus(Dataset[dict[str, list[int]]]):
             context = f"compare: {demand.dimension} {step.demanded} / {step.found}"
             return [(_turns(context), False), (f"[L{step.level}]<|im_end|>", True)]
         shown = (1.0, 0.5, 0.0)[int(rng.choice(3, p=lesson.shown))] if kind == "fit" else 0.0
-        extra = len(EXTRA_DIMENSIONS) if shown and rng.random() < 0.4 else None
+        extra = len(self.world.spec.asks) if shown and rng.random() < 0.4 else None
         query = self._train_query(rng, 1 if rng.random() < lesson.one_demand else extra)
         item = self._draw_item(query, rng, same_category=bool(rng.random() < lesson.same_category))
         if kind == "text":
@@ -199,12 +200,12 @@ class Corpus(Dataset[dict[str, list[int]]]):
 
     def _one_comparison(self, rng: np.random.Generator) -> tuple[Demand, dict[str, str]]:
         if rng.random() < NUMBERS:
-            demand = self.world.draw_demand(str(rng.choice(["price", "material"])), rng)
+            demand = self.world.draw_demands(str(rng.choice(["price", "material"])), rng)[0]
         else:
             query = self.world.draw_query(rng)
             demand = query.demands[int(rng.integers(len(query.demands)))]
-        levels = [level for level in (1, 2, 3, 4) if self.world.options(demand, level)]
-        options = self.world.options(demand, int(rng.choice(levels)))
+        levels = [level for level in (1, 2, 3, 4) if self.world.options((demand,), level)]
+        options = self.world.options((demand,), int(rng.choice(levels)))
         have = options[int(rng.integers(len(options)))]
         return demand, {key: value for key, value in have.items() if value != NOT_STATED}
 
