@@ -69,9 +69,9 @@ def read_batches(
     """The benchmark as a stream of small checked tables; memory holds one batch, pictures included.
 
     Every batch is complete in itself: an item or query that an earlier batch had is given again. Keys agree
-    between batches and runs: a query's is a hash of its text, a pair's its subset and row; an item keeps its
-    number, and where a number comes back with another title, shop, attributes or picture description, the
-    second content is the item ``<number>~2``.
+    between batches, and between runs over the same subsets: a query's is a hash of its text, a pair's its
+    subset and row; an item keeps its number, and where a number comes back with another title, shop,
+    attributes or picture description, the second content is the item ``<number>~2``.
 
     Args:
         folder: holds ``General_Subset/*.parquet`` and so on (or .jsonl, .arrow, at any depth), as ``hf
