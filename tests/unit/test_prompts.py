@@ -98,6 +98,39 @@ def test_an_attack_changes_neither_sections_nor_special_tokens(
     assert "[L" not in prompt
 
 
+def plain(query: str, row: dict[str, Any], picture: str | None, budget: str) -> str:
+    """The bare prompt in its plainest form, which lore-nano was pretrained on."""
+    said = {
+        "query": query,
+        "title": row["title"],
+        "cpv": ", ".join(f"{name} {value}" for name, value in json.loads(row["cpv"]).items()),
+        "sku": " ".join(json.loads(row["skus"])),
+        "shop": row["shop"],
+        "price": f"{row['price']:g}",
+        "selling_points": row["selling_points"],
+        "picture": picture,
+    }
+    return "\n".join(f"{name}: {said[name]}" for name in BUDGETS[budget] if said[name])
+
+
+@pytest.mark.parametrize("budget", list(BUDGETS))
+def test_the_bare_prompts_stay_byte_for_byte_what_lore_nano_learned(
+    budget: str, root: Path, world_tables: dict[str, pd.DataFrame], captions: "pd.Series[Any]"
+) -> None:
+    cases = json.loads((root / "tests" / "cases" / "prompts.json").read_text(encoding="utf-8"))["cases"]
+    for case in cases:
+        sections = item_sections(case["item"], case["picture"])
+        assert render_prompt(case["query"], sections, budget) == case["prompts"][budget]
+
+    rows = world_tables["items"].set_index("item_id").to_dict("index")
+    queries = world_tables["queries"].set_index("query_id")["query"]
+    expected = [
+        plain(queries[pair.query_id], rows[pair.item_id], captions[pair.item_id], budget)
+        for pair in world_tables["pairs"].itertuples()
+    ]
+    assert build_prompts(world_tables, captions, budget).prompt.tolist() == expected
+
+
 def test_the_budgets_nest_and_a_section_without_text_is_left_out() -> None:
     assert set(BUDGETS["short"]) < set(BUDGETS["mid"]) < set(BUDGETS["full"])
     sections = item_sections(item(shop=" \n", selling_points=""), None)
