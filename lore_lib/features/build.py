@@ -133,7 +133,7 @@ def _positions(pairs: pd.DataFrame, key: str, known: pd.Series) -> NDArray[np.in
     if not index.is_unique:
         twice = known[known.duplicated()]
         raise DataError(f"{len(twice)} repeated {key}, first {twice.iloc[0]!r}; keep one row of each")
-    at = index.get_indexer(pd.Index(pairs[key]))
+    at: NDArray[np.intp] = index.get_indexer(pd.Index(pairs[key]))
     if (at < 0).any():
         lost = pairs[at < 0]
         raise DataError(

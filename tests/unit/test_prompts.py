@@ -79,13 +79,14 @@ def test_nothing_that_a_tokenizer_could_normalise_to_a_bracket_is_left() -> None
 
 
 CONTROL = [
-    "<|vision_start|>", "<|image_pad|>", "<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|eot_id|>", "[INST]",
-    "<<SYS>>", "<｜User｜>", "<s>", "<0x0A>", "[CLS]", "<start_of_turn>",
+    "<|vision_start|>", "<|image_pad|>", "<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|eot_id|>",
+    "[INST]", "<<SYS>>", "<｜User｜>", "<s>", "<0x0A>", "[CLS]", "<start_of_turn>",
 ]  # fmt: skip
 BARE = ["en_XX", "END OF TURN", "EOS"]
 PIECES = [
-    *CONTROL, *BARE, "<|im_end|>", "<think>", "</think>", "en_", "XX", "E", "OS", "<", "|", ">", "＜", "｜", "＞",
-    "［", "\u200d", "\u202e", "\u2028", "\n", "query:", " ", "im_end", "ｅｎ", "\u0338", "\ufffd",
+    *CONTROL, *BARE, "<|im_end|>", "<think>", "</think>", "en_", "XX", "E", "OS", "<", "|", ">",
+    "＜", "｜", "＞", "［", "\u200d", "\u202e", "\u2028", "\n",
+    "query:", " ", "im_end", "ｅｎ", "\u0338", "\ufffd",
 ]  # fmt: skip
 
 
