@@ -103,10 +103,6 @@ def pretrain_nano_command(
     ] = Path("data/models/lore-nano"),
     vertical: Vertical = "apparel_home",
     documents: Annotated[int, typer.Option(help="How many documents to read, once each.")] = 192_000,
-    first_document: Annotated[int, typer.Option(help="Where in the corpus to begin.")] = 0,
-    continue_from: Annotated[
-        Path | None, typer.Option(help="Folder of an earlier model to start from.")
-    ] = None,
     seed: Seed = 17,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
     bf16: Annotated[bool, typer.Option(help="Products in bfloat16; only faster on CPUs with AMX.")] = False,
@@ -118,16 +114,7 @@ def pretrain_nano_command(
     from lore_lib.vertical.definition import load_vertical
 
     torch.set_num_threads(threads)
-    result = pretrain(
-        load_vertical(vertical),
-        out,
-        documents,
-        seed,
-        bf16=bf16,
-        continue_from=continue_from,
-        first_document=first_document,
-    )
-    typer.echo(result)
+    typer.echo(pretrain(load_vertical(vertical), out, documents, seed, bf16=bf16))
 
 
 @commands.command("validate")

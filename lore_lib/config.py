@@ -17,6 +17,7 @@ from lore_lib.errors import ConfigError, nearest
 
 Profile = Literal["smoke", "demo", "small", "paper"]
 Arm = Literal["direct", "naive", "progressive"]
+Curriculum = Literal["easy_to_hard", "shuffled"]
 PROFILES: tuple[str, ...] = get_args(Profile)
 
 # Engines that stand in for a large model, by role; every result they touch carries their name.
@@ -57,8 +58,12 @@ class FeaturesConfig(_Frozen):
 
 
 class CotConfig(_Frozen):
-    """Progressive synthesis of chains of thought."""
+    """Progressive synthesis of chains of thought, and the training sets made from them."""
 
+    arms: tuple[Arm, ...] = Field(
+        default=("direct", "naive", "progressive"), min_length=1
+    )  # training sets to make, and so systems to train
+    pairs: int = Field(default=2400, ge=1)  # train pairs in each set, before the funnel
     teacher: Literal["symbolic", "openai"] = "symbolic"  # symbolic is a mock of a large teacher model
     top_clicked: int = Field(default=5, ge=0)  # clicked items per query that feed the knowledge index
     selling_points: int = Field(default=3, ge=0)  # items BM25 adds where the clicks explain nothing
@@ -69,11 +74,7 @@ class CotConfig(_Frozen):
 class SftConfig(_Frozen):
     """Supervised tuning on labels or on accepted chains."""
 
-    arms: tuple[Arm, ...] = Field(
-        default=("direct", "naive", "progressive"), min_length=1
-    )  # systems to train
-    train_pairs: int = Field(default=2400, ge=1)  # pairs each arm trains on
-    epochs: float = Field(default=3, gt=0)  # passes over them
+    epochs: float = Field(default=3, gt=0)  # passes over the training set
     learning_rate: float = Field(default=2e-3, gt=0)  # peak of the schedule
     batch_pairs: int = Field(default=16, ge=1)  # pairs per optimiser step
     max_sequence_tokens: int = Field(default=256, ge=16)  # prompt and completion together
@@ -90,6 +91,7 @@ class SamplingConfig(_Frozen):
     temperature: float = Field(default=1.0, gt=0)  # softmax temperature
     max_completion_tokens: int = Field(default=112, ge=1)  # longer ones are cut and counted
     batch_completions: int = Field(default=256, ge=1)  # completions decoded at once
+    pool_pairs: int = Field(default=400, ge=1)  # train pairs sampled too, for the hard pool and the student
     bootstrap: int = Field(default=1000, ge=1)  # resamples behind each interval
 
     @model_validator(mode="after")
@@ -105,7 +107,6 @@ class GrpoConfig(_Frozen):
     """KL-free GRPO with clip-higher over a pool of hard pairs."""
 
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)  # one training run each
-    pool_pairs: int = Field(default=400, ge=1)  # pairs considered for the hard pool
     prompts_per_rollout: int = Field(default=32, ge=1)  # pairs sampled between two policy snapshots
     completions_per_prompt: int = Field(default=8, ge=2)  # size of a group
     updates_per_rollout: int = Field(default=4, ge=1)  # optimiser steps on each rollout
@@ -118,7 +119,7 @@ class GrpoConfig(_Frozen):
     probe_pairs: int = Field(default=120, ge=1)  # dev pairs of a look; the best look's weights are kept
     probe_completions: int = Field(default=4, ge=1)  # completions per dev pair of a look
     format_reward: float = Field(default=0.1, ge=0)  # added when the completion parses
-    curriculum: Literal["easy_to_hard", "shuffled"] = "easy_to_hard"  # order of the pool
+    curriculum: Curriculum = "easy_to_hard"  # order of the pool
 
     @model_validator(mode="after")
     def _batches_fit(self) -> "GrpoConfig":
@@ -160,10 +161,10 @@ class ServingConfig(_Frozen):
     head_share: float = Field(default=0.02, ge=0, le=1)  # share of distinct queries served from the cache
     torso_share: float = Field(default=0.18, ge=0, le=1)  # share of distinct queries served by the student
     llm_workers: int = Field(default=3, ge=1)  # LLM servers for the tail
+    llm_utilisation: float = Field(default=0.7, gt=0)  # of these servers by the tail; sets the arrival rate
     llm_queue_limit: int = Field(default=64, ge=1)  # waiting requests beyond which the student answers
-    arrivals_per_second: float = Field(default=50.0, gt=0)  # mean of the Poisson arrivals
-    student_pairs: int = Field(default=1500, ge=1)  # LLM-labelled pairs the student learns from
-    student_epochs: int = Field(default=3, ge=1)  # passes over them
+    student_base: str = "data/models/lore-nano"  # folder under the project root, or a hub name
+    student_epochs: int = Field(default=3, ge=1)  # passes over the sampled train pairs
 
     @model_validator(mode="after")
     def _shares_leave_a_tail(self) -> "ServingConfig":
@@ -234,8 +235,8 @@ PROFILE_TABLE: dict[str, tuple[Any, Any, Any]] = {
     "world.pairs_per_query": (3, None, 8),
     "features.budget": (None, None, "full"),
     "features.captioner": (None, None, "vlm"),
+    "cot.pairs": (320, None, 100_000),
     "cot.teacher": (None, None, "openai"),
-    "sft.train_pairs": (320, None, 100_000),
     "sft.epochs": (4, 2, 2),
     "sft.learning_rate": (None, 2e-4, 1e-4),
     "sft.batch_pairs": (None, 32, 128),
@@ -244,9 +245,9 @@ PROFILE_TABLE: dict[str, tuple[Any, Any, Any]] = {
     "sampling.engine": (None, None, "vllm"),
     "sampling.max_completion_tokens": (None, 256, 1024),
     "sampling.batch_completions": (None, 64, 4096),
+    "sampling.pool_pairs": (40, None, 20_000),
     "sampling.bootstrap": (200, None, None),
     "grpo.seeds": ((0,), None, None),
-    "grpo.pool_pairs": (40, None, 20_000),
     "grpo.prompts_per_rollout": (4, 16, 128),
     "grpo.completions_per_prompt": (4, None, 16),
     "grpo.updates_per_rollout": (2, None, None),
@@ -256,7 +257,7 @@ PROFILE_TABLE: dict[str, tuple[Any, Any, Any]] = {
     "grpo.probe_pairs": (12, None, None),
     "rair.bootstrap": (200, None, None),
     "serving.requests": (5000, None, 2_000_000),
-    "serving.student_pairs": (64, None, 50_000),
+    "serving.student_base": (None, None, "Qwen/Qwen2.5-0.5B"),
     "serving.student_epochs": (1, None, None),
     "runtime.stage_timeout_minutes": (10.0, 720.0, 2880.0),
 }

@@ -31,6 +31,11 @@ REASONS: dict[str, str] = {
 """What the funnel may say of a trace."""
 
 
+TRACE_COLUMNS = [
+    "pair_id", "arm", "prompt", "completion", "label", "teacher_label", "kept", "reason"
+]  # fmt: skip
+
+
 def synthesise(
     arm: str, tables: dict[str, pd.DataFrame], prompts: pd.DataFrame, captions: pd.Series, vertical: Vertical,
     top_clicked: int, selling_points: int, disagreement: str, max_words: int = 90,
@@ -77,7 +82,7 @@ def synthesise(
              "label": row["label"], "teacher_label": teacher_label,
              "kept": reason in ("accepted", "repaired"), "reason": reason}
         )  # fmt: skip
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=TRACE_COLUMNS).astype({"kept": bool})
 
 
 def _verdict(trace: Trace, prompt: str, label: str, covered: bool, max_words: int) -> str:

@@ -22,13 +22,14 @@ from lore_lib.completion import render
 from lore_lib.cot.knowledge import KnowledgeIndex
 from lore_lib.features.prompts import neutralise
 from lore_lib.vertical.definition import Vertical
-from lore_lib.vertical.rules import NOT_STATED, PURE_COTTON, judge
+from lore_lib.vertical.kinds import JOIN, NOT_STATED, Limit
+from lore_lib.vertical.rules import judge
 from lore_lib.vertical.schema import WORDS, Demand
 
 STAGES: tuple[str, ...] = ("knowledge", "vision", "rules")
 """The progressive stages, in order. ``naive`` teaching uses none of them."""
 
-_FILLERS = frozenset({"is", "there", "a", "?", "for"})
+_FILLERS = frozenset({"is", "there", "a", "?"})
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,24 @@ class SymbolicTeacher:
             raise ValueError("the stage 'knowledge' needs a KnowledgeIndex")
         self._vertical, self._stages, self._knowledge = vertical, frozenset(stages), knowledge
         self._dimension_of = {
-            value: dimension
-            for dimension in ("style", "audience", "brand", "material", "color", "category")
-            for value in vertical.values(dimension)
+            value: name
+            for name, kind in vertical.dimensions.items()
+            if not isinstance(kind, Limit)
+            for value in kind.demands()
         }
+        negations = vertical.world.negations if vertical.world else {}
+        denials = [
+            Demand(name, value, template.replace("{}", value), True)
+            for name, template in negations.items()
+            for value in {*vertical.values(name), *vertical.dimensions[name].negatable()}
+        ]
+        plain = [Demand(name, value, value) for value, name in self._dimension_of.items()]
+        self._phrases = {demand.surface: demand for demand in (*denials, *plain)}
+        back = vertical.world.back if vertical.world else {}
+        self._fillers = _FILLERS.union(
+            *(back[name].replace("{}", " ").split() for name in back if name != "price")
+        )
+        self._longest = max(len(phrase.split()) for phrase in self._phrases)
 
     def write(self, query_id: str, query: str, item: Mapping[Any, Any], picture: str | None) -> Trace:
         """Write the trace of one pair.
@@ -86,12 +101,12 @@ class SymbolicTeacher:
         """
         demands, unknown = self._read_query(neutralise(query))
         if "knowledge" in self._stages and unknown and self._knowledge is not None:
-            meanings = self._knowledge.explain(query_id, list(unknown), str(item["item_id"]))
-            learned = [
-                Demand(self._dimension_of[m], m, w) for w, m in meanings.items() if m in self._dimension_of
-            ]
+            learned = self._learn(query_id, unknown, str(item["item_id"]))
+            unknown = tuple(word for word in unknown if word not in {d.surface for d in learned})
+            if len(unknown) > 1:  # slang of several words ("morning C evening A")
+                phrase = self._learn(query_id, (" ".join(unknown),), str(item["item_id"]))
+                learned, unknown = (*learned, *phrase), () if phrase else unknown
             demands = (*demands, *learned)
-            unknown = tuple(word for word in unknown if meanings.get(word) not in self._dimension_of)
         stated = self.read_item(item)
         if "vision" in self._stages and picture:
             stated["color"] = picture
@@ -116,6 +131,17 @@ class SymbolicTeacher:
         completion = render(lines, f"L{level}", mismatch)
         return Trace(completion, f"L{level}", mismatch, demands, unknown, tuple(found))
 
+    def _learn(self, query_id: str, surfaces: tuple[str, ...], item_id: str) -> tuple[Demand, ...]:
+        """What selling points say slang demands; every part of their untrusted meaning must be known."""
+        assert self._knowledge is not None
+        meanings = self._knowledge.explain(query_id, list(surfaces), item_id)
+        return tuple(
+            Demand(self._dimension_of[value], value, surface)
+            for surface, meaning in meanings.items()
+            if all(value in self._dimension_of for value in meaning.split(JOIN))
+            for value in meaning.split(JOIN)
+        )
+
     def _learned(self, demand: Demand) -> bool:
         return not demand.negated and demand.surface not in (demand.value, f"under {demand.value}")
 
@@ -126,34 +152,30 @@ class SymbolicTeacher:
         at = 0
         while at < len(words):
             word, after = words[at], words[at + 1] if at + 1 < len(words) else ""
+            size, phrase = self._longest_phrase(words[at:])
             if word == "under" and after.isdecimal():
                 demands.append(Demand("price", after, f"under {after}"))
-            elif word == "not" and after in self._vertical.family_of | self._vertical.materials:
-                demands.append(Demand(self._dimension_of[after], after, f"not {after}", True))
-            elif after == "dupe" and word in self._vertical.brands:
-                demands.append(Demand("brand", word, f"{word} dupe", True))
-            elif f"{word} {after}" == PURE_COTTON:
-                demands.append(Demand("material", PURE_COTTON, PURE_COTTON))
-            else:
-                at -= 1
-                if word in self._dimension_of:
-                    demands.append(Demand(self._dimension_of[word], word, word))
-                elif word not in _FILLERS:
-                    unknown.append(word)
-            at += 2
+                size = 2
+            elif phrase:
+                demands.append(phrase)
+            elif word not in self._fillers:
+                unknown.append(word)
+            at += size
         return tuple(demands), tuple(unknown)
+
+    def _longest_phrase(self, words: list[str]) -> tuple[int, Demand | None]:
+        for size in range(min(self._longest, len(words)), 0, -1):
+            if demand := self._phrases.get(" ".join(words[:size])):
+                return size, demand
+        return 1, None
 
     def read_item(self, item: Mapping[Any, Any]) -> dict[str, str]:
         """Attributes that the item's title, CPV and price state; their text is untrusted."""
         said = {key: neutralise(str(value)) for key, value in json.loads(item["cpv"]).items()}
-        cpv = {key: text for key, text in said.items() if text}
-        stated: dict[str, str] = {
-            key: cpv[key] for key in ("brand", "audience", "style", "color") if key in cpv
-        }
-        name, _, share = cpv.get("material", "").partition(" ")
-        stated |= ({"material": name} if name else {}) | (
-            {"material_share": share} if share.isdecimal() else {}
-        )
+        stated: dict[str, str] = {}
+        for name, kind in self._vertical.dimensions.items():
+            if name in said and name not in ("category", "price") and said[name]:
+                stated |= kind.attributes(name, said[name])
         category = next((w for w in reversed(str(item["title"]).split()) if w in self._vertical.group_of), "")
         stated |= {"category": category} if category else {}
         return stated | {"price": f"{float(item['price']):g}"}

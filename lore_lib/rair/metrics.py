@@ -65,7 +65,7 @@ def scores(matrix: ArrayLike) -> dict[str, Floats]:
         matrix: (..., 4, 5) counts, not all zero.
 
     Returns:
-        metric -> (...) values.
+        metric -> (...) values; a plain number each for one matrix.
     """
     counts = np.asarray(matrix, dtype=float)
     parsed, unparsed = counts[..., :4], counts[..., 4]
@@ -81,13 +81,14 @@ def scores(matrix: ArrayLike) -> dict[str, Floats]:
     gap = np.square(np.subtract.outer(np.arange(4.0), np.arange(4.0)))
     by_chance = support[..., :, None] * worst.sum(axis=-2)[..., None, :] / total[..., None, None]
     disagreement, expected = (gap * worst).sum(axis=(-2, -1)), (gap * by_chance).sum(axis=(-2, -1))
-    return {
+    values = {
         "acc@4": right.sum(axis=-1) / total,
         "acc@2": same_side / total,
         "macro_f1": f1.mean(axis=-1),
         "kappa": np.where(expected > 0, 1 - _divide(disagreement, expected), 0.0),
         "parse_rate": 1 - unparsed.sum(axis=-1) / total,
     }
+    return {name: np.asarray(value)[()] for name, value in values.items()}  # [()] makes a number of 0-d
 
 
 def evaluate(judged: pd.DataFrame, resamples: int, rng: np.random.Generator) -> pd.DataFrame:

@@ -103,7 +103,7 @@ _SPECS = (
         "02_cot_synthesis",
         "Knowledge, vision and rules enter the chain of thought; a funnel keeps what is sound",
         needs=("01_features",),
-        sections=(*_BASE, "cot", "sft"),
+        sections=(*_BASE, "cot"),
         promises=("teacher.parquet",),
         minutes=(0.3, 1, 2, 600),
     ),
@@ -111,7 +111,7 @@ _SPECS = (
         "03_sft",
         "Direct labels, naive chains and progressive chains, each taught to the same student",
         needs=("01_features", "02_cot_synthesis"),
-        sections=(*_BASE, "cot", "sft", "sampling"),
+        sections=(*_BASE, "cot", "sft"),
         promises=("losses.parquet", "glimpses.parquet"),
         minutes=(0.7, 5, 60, 600),
     ),
@@ -119,7 +119,7 @@ _SPECS = (
         "04_pass_at_8",
         "How often one sample is right, and how often any of eight is",
         needs=("01_features", "02_cot_synthesis", "03_sft"),
-        sections=(*_BASE, "cot", "sft", "sampling", "grpo"),
+        sections=(*_BASE, "cot", "sft", "sampling"),
         promises=("samples.parquet", "effects.parquet", "differences.parquet", "pool-samples.parquet"),
         minutes=(0.5, 2, 30, 120),
     ),
@@ -422,20 +422,20 @@ class Stage:
         """Record one headline number, named "<estimator> | <system>"; recording it again replaces it.
 
         Args:
-            value: the estimate.
-            low: lower end of its 95 % interval.
+            value: the estimate; leave out a metric that is undefined.
+            low: lower end of its 95 % interval; NaN is recorded as unknown (a bootstrap over one query).
             high: upper end.
             n: how many units the estimate is a mean over.
             seeds: training or sampling seeds it is averaged over; () means the run's own seed.
 
         Raises:
-            DataError: the value or an end of its interval is not a finite number.
+            DataError: the value is not a finite number, or an end of its interval is infinite.
         """
-        if not all(math.isfinite(number) for number in (value, low, high) if number is not None):
+        ends = [None if end is None or math.isnan(end) else float(end) for end in (low, high)]
+        if not all(math.isfinite(number) for number in (value, *ends) if number is not None):
             raise DataError(
                 f"metric {name!r} is {value} [{low}, {high}]; it must be finite: leave out what is undefined"
             )
-        ends = [None if end is None else float(end) for end in (low, high)]
         self._metrics[name] = Metric(
             name=name,
             value=float(value),

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from lore_lib.artifacts import project_root, read_parquet, write_parquet
 from lore_lib.completion import parse
+from lore_lib.config import Config
 from lore_lib.errors import EngineError
 from lore_lib.rng import derive_seed
 
 SAMPLE_COLUMNS = [
     "system", "pair_id", "query_id", "sample", "completion", "label", "parse_kind", "tokens", "finish_reason",
 ]  # fmt: skip
+SLICE_TOKENS = 16  # tokens decoded before the completions that have ended leave the batch
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,23 @@ class Generation:
     finish_reason: str
 
 
+@contextmanager
+def no_weight_bars() -> Iterator[None]:
+    """Reading and writing of weights draw no progress bars inside; a download from the hub still does."""
+    before = logging.set_tqdm_hook(lambda bar, args, options: bar(*args, **options | {"disable": True}))
+    try:
+        yield
+    finally:
+        logging.set_tqdm_hook(before)
+
+
+def resolve_device(device: str) -> str:
+    """ "auto" is the CUDA device if there is one, else the CPU; other names stay as they are."""
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def resolve_model(base: str) -> str:
     """A folder under the project root as an absolute path; any other name is left for the hub."""
     folder = project_root() / base
@@ -60,14 +82,14 @@ def load_model(base: str, dtype: str = "float32", device: str = "auto") -> PreTr
     Raises:
         EngineError: no such folder or hub model.
     """
-    target = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     try:
-        model = AutoModelForCausalLM.from_pretrained(resolve_model(base), dtype=getattr(torch, dtype))
+        with no_weight_bars():
+            model = AutoModelForCausalLM.from_pretrained(resolve_model(base), dtype=getattr(torch, dtype))
     except OSError as error:
         raise EngineError(
             f"no model at {base!r}: {error}. Give a local folder or a reachable hub name."
         ) from error
-    return model.to(target).eval()
+    return model.to(resolve_device(device)).eval()
 
 
 def load_tokenizer(base: str) -> PreTrainedTokenizerBase:
@@ -97,7 +119,11 @@ def chat_text(tokenizer: PreTrainedTokenizerBase, user: str) -> str:
 
 
 class HfEngine:
-    """Samples with ``model.generate``: batches of like length, a prompt's keys and values computed once.
+    """Samples with ``model.generate``.
+
+    Batches hold prompts of like length, a prompt's keys and values are computed once for its n completions,
+    and completions that have ended leave the batch every ``SLICE_TOKENS`` tokens: a few that ramble on up to
+    the limit do not hold up the rest.
 
     Args:
         model: a causal LM.
@@ -109,61 +135,88 @@ class HfEngine:
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self.model, self.tokenizer = model, tokenizer
 
-    @torch.no_grad()
     def generate(self, prompts: Sequence[str], sampling: Sampling) -> list[list[Generation]]:
         """n completions for each user turn, in the order of ``prompts``."""
-        if not prompts:
-            return []
         texts = [chat_text(self.tokenizer, prompt) for prompt in prompts]
-        lengths = [len(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
+        return [[self._read(tokens) for tokens in drawn] for drawn in self.draw(texts, sampling)]
+
+    @torch.no_grad()
+    def draw(self, texts: Sequence[str], sampling: Sampling) -> list[list[list[int]]]:
+        """Tokens of n completions for each text, which is continued as it stands.
+
+        Returns:
+            By text, by completion: its tokens, the end token included where it was reached.
+        """
+        if not texts:
+            return []
+        lengths = [len(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
         order = sorted(range(len(texts)), key=lambda i: (lengths[i], i))
         size = max(1, sampling.batch_completions // sampling.n)
-        out: list[list[Generation]] = [[] for _ in texts]
+        out: list[list[list[int]]] = [[] for _ in texts]
         for start in range(0, len(order), size):
             rows = order[start : start + size]
-            batch = self._batch(
-                [texts[i] for i in rows], sampling, derive_seed(sampling.seed, "sample", start)
-            )
-            for i, generations in zip(rows, batch, strict=True):
-                out[i] = generations
+            with torch.random.fork_rng():
+                torch.manual_seed(derive_seed(sampling.seed, "sample", start))
+                drawn = self._batch([texts[i] for i in rows], sampling)
+            for place, i in enumerate(rows):
+                out[i] = drawn[place * sampling.n : (place + 1) * sampling.n]
         return out
 
-    def _batch(self, texts: list[str], sampling: Sampling, seed: int) -> list[list[Generation]]:
+    def _batch(self, texts: list[str], sampling: Sampling) -> list[list[int]]:
+        """Tokens of the completions of one batch, those of one text together."""
         encoded = self.tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
-        ids, mask = (
-            encoded["input_ids"].to(self.model.device),
-            encoded["attention_mask"].to(self.model.device),
-        )
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        prefix = self.model(
+        ids, mask = (encoded[name].to(self.model.device) for name in ("input_ids", "attention_mask"))
+        cache = self.model(
             input_ids=ids[:, :-1],
             attention_mask=mask[:, :-1],
-            position_ids=positions[:, :-1],
+            position_ids=(mask.cumsum(1) - 1).clamp(min=0)[:, :-1],
             use_cache=True,
             logits_to_keep=1,
         ).past_key_values
-        prefix.batch_repeat_interleave(sampling.n)
-        draw = {"do_sample": True, "temperature": sampling.temperature, "top_k": 0, "top_p": 1.0}
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        cache.batch_repeat_interleave(sampling.n)
+        ids, mask = ids.repeat_interleave(sampling.n, 0), mask.repeat_interleave(sampling.n, 0)
+        drawn: list[list[int]] = [[] for _ in range(len(ids))]
+        going, left = list(range(len(ids))), sampling.max_completion_tokens
+        while going and left > 0:
+            step = min(SLICE_TOKENS, left) if len(going) > 1 else left  # a lone one holds up nobody
             sequences = self.model.generate(
-                input_ids=ids.repeat_interleave(sampling.n, 0),
-                attention_mask=mask.repeat_interleave(sampling.n, 0),
-                past_key_values=prefix,
-                max_new_tokens=sampling.max_completion_tokens,
+                input_ids=ids,
+                attention_mask=mask,
+                past_key_values=cache,
+                max_new_tokens=step,
                 pad_token_id=self.tokenizer.pad_token_id,
                 eos_token_id=self.tokenizer.eos_token_id,
-                **(draw if sampling.temperature > 0 else {"do_sample": False}),
+                **_how(sampling.temperature),
             )
-        rows = [self._read(row) for row in sequences[:, ids.shape[1] :].tolist()]
-        return [rows[i : i + sampling.n] for i in range(0, len(rows), sampling.n)]
+            for row, tokens in zip(going, sequences[:, ids.shape[1] :].tolist(), strict=True):
+                drawn[row] += self._to_end(tokens)
+            kept = [place for place, row in enumerate(going) if not self._ended(drawn[row])]
+            going, left = [going[place] for place in kept], left - step
+            if going and left > 0:
+                rows = torch.tensor(kept, device=ids.device)
+                cache.batch_select_indices(rows)
+                ids = sequences[rows]
+                mask = torch.nn.functional.pad(mask[rows], (0, step), value=1)
+        return drawn
+
+    def _ended(self, tokens: list[int]) -> bool:
+        return tokens[-1:] == [self.tokenizer.eos_token_id]
+
+    def _to_end(self, tokens: list[int]) -> list[int]:
+        """Up to and with the end token: what follows it is padding."""
+        end = self.tokenizer.eos_token_id
+        return tokens[: tokens.index(end) + 1] if end in tokens else tokens
 
     def _read(self, tokens: list[int]) -> Generation:
-        end = self.tokenizer.eos_token_id
-        stopped = end in tokens
-        kept = tokens[: tokens.index(end)] if stopped else tokens
-        text = self.tokenizer.decode(kept, skip_special_tokens=False)
-        return Generation(text, len(kept) + stopped, "stop" if stopped else "length")
+        ended = self._ended(tokens)
+        text = self.tokenizer.decode(tokens[:-1] if ended else tokens, skip_special_tokens=False)
+        return Generation(text, len(tokens), "stop" if ended else "length")
+
+
+def _how(temperature: float) -> dict[str, Any]:
+    if temperature == 0:
+        return {"do_sample": False}
+    return {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
 
 
 def sample_pairs(engine: HfEngine, prompts: pd.DataFrame, system: str, sampling: Sampling) -> pd.DataFrame:
@@ -211,6 +264,27 @@ class SampleJob:
     sampling: Sampling
     dtype: str = "float32"
     device: str = "auto"
+
+
+def sample_job(
+    config: Config,
+    system: str,
+    model: str | Path,
+    prompts: Path,
+    out: Path,
+    n: int | None = None,
+    temperature: float | None = None,
+) -> SampleJob:
+    """A job as `config.sampling` and `config.model` have it, but for ``n`` and ``temperature`` if given."""
+    s = config.sampling
+    sampling = Sampling(
+        n=s.n if n is None else n,
+        temperature=s.temperature if temperature is None else temperature,
+        max_completion_tokens=s.max_completion_tokens,
+        batch_completions=s.batch_completions,
+        seed=config.seed,
+    )
+    return SampleJob(system, str(model), prompts, out, sampling, config.model.dtype, config.model.device)
 
 
 def run_sample_job(job: SampleJob) -> Path:

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 
+from lore_lib.config import Curriculum
 from lore_lib.errors import DataError
 
 STRATA = ("unsolved", "hard", "medium", "easy", "solved")  # from no sample right to all right
@@ -79,19 +80,24 @@ def hard_sample_pool(
     return chosen[chosen["reason"] != ""].reset_index(drop=True)
 
 
-def curriculum_order(pool: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
-    """Order a pool easy -> medium -> hard, shuffled within each stratum.
+def curriculum_order(
+    pool: pd.DataFrame, rng: np.random.Generator, curriculum: Curriculum = "easy_to_hard"
+) -> pd.DataFrame:
+    """Order a pool easy -> medium -> hard, shuffled within each stratum, or shuffle it.
 
     Retained (solved) pairs are strewn evenly over the whole order: put first they would fill rollouts that
     have no advantage, put last they would come too late to be remembered.
 
     Args:
         pool: what `hard_sample_pool` returns.
+        curriculum: "easy_to_hard", or "shuffled": the control that tells what the order is worth.
 
     Returns:
         The same rows in training order, index renewed. Consecutive windows of it are the rollouts.
     """
     shuffled = pool.iloc[rng.permutation(len(pool))]
+    if curriculum == "shuffled":
+        return shuffled.reset_index(drop=True)
     retained = (shuffled["reason"] == "retained").to_numpy()
     place = np.empty(len(pool))
     ascent = np.argsort(-shuffled.loc[~retained, "stratum"].cat.codes.to_numpy(), kind="stable")

@@ -1,5 +1,6 @@
 """A small classifier distilled from the LLM's votes: the judge of the torso, and the fallback of the tail."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -19,12 +20,25 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.trainer_callback import PrinterCallback
+from transformers.utils import logging
 
-from lore_lib.errors import DataError
+from lore_lib.errors import DataError, EngineError
+from lore_lib.sampling.engine import no_weight_bars, resolve_model
 from lore_lib.sampling.intervals import Floats
 from lore_lib.vertical.schema import LABELS
 
 WARM_UP_CALLS = 3  # untimed calls before latencies are taken
+
+
+def measure_ms(call: Callable[[Any], object], requests: Sequence[Any]) -> Floats:
+    """Milliseconds per request, asked one at a time on this machine after untimed calls, (requests,)."""
+    for request in requests[:WARM_UP_CALLS]:
+        call(request)
+    stamps = [perf_counter()]
+    for request in requests:
+        call(request)
+        stamps.append(perf_counter())
+    return np.asarray(np.maximum(np.diff(stamps) * 1000, 1e-6))  # a coarse clock may read 0
 
 
 def vote_shares(samples: pd.DataFrame) -> pd.DataFrame:
@@ -71,29 +85,25 @@ class Student:
         return [LABELS[best] for best in self.predict_proba(prompts).argmax(axis=1)]
 
     def measure_latency_ms(self, prompts: list[str]) -> Floats:
-        """Milliseconds per prompt, asked one at a time on this machine (tokenizing included), (prompts,)."""
-        for prompt in prompts[:WARM_UP_CALLS]:
-            self.predict_proba([prompt])
-        stamps = [perf_counter()]
-        for prompt in prompts:
-            self.predict_proba([prompt])
-            stamps.append(perf_counter())
-        return np.asarray(np.diff(stamps) * 1000)
+        """`measure_ms` of judging one prompt, tokenizing included, (prompts,)."""
+        return measure_ms(lambda prompt: self.predict_proba([prompt]), prompts)
 
     def save(self, folder: Path) -> None:
         """Write model and tokenizer; read them back with `load_student`."""
-        self.model.save_pretrained(folder)
+        with no_weight_bars():
+            self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
 
 def load_student(folder: Path, max_tokens: int) -> Student:
     """Read a student written by `Student.save`."""
-    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+    with no_weight_bars():
+        model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
     return Student(model, AutoTokenizer.from_pretrained(folder), max_tokens)
 
 
 def train_student(
-    base: Path,
+    base: str,
     examples: pd.DataFrame,
     folder: Path,
     epochs: int,
@@ -102,10 +112,10 @@ def train_student(
     learning_rate: float = 5e-4,
     batch_pairs: int = 32,
 ) -> Student:
-    """Distil vote shares into a classifier that starts from a pretrained causal LM.
+    """Distil vote shares into a classifier that starts from a pretrained model.
 
     Args:
-        base: folder of the LM and its tokenizer; a fresh four-way head is put on its last token.
+        base: folder or hub name of an encoder or a causal LM, which gets a fresh four-way head.
         examples: prompt, and the soft targets L1..L4 (see `vote_shares`).
         folder: where the trainer may write.
         epochs: passes over the examples.
@@ -116,16 +126,14 @@ def train_student(
 
     Raises:
         DataError: no examples, or targets that do not sum to 1.
+        EngineError: no such folder or hub model.
     """
     targets = examples[list(LABELS)].to_numpy(dtype=np.float32)
     if len(targets) == 0 or not np.allclose(targets.sum(axis=1), 1, atol=1e-4):
         raise DataError(f"found {len(targets)} examples; give 1 or more whose L1..L4 sum to 1 (vote_shares).")
-    tokenizer = AutoTokenizer.from_pretrained(base)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForSequenceClassification.from_pretrained(
-            base, num_labels=len(LABELS), pad_token_id=tokenizer.pad_token_id, dtype=torch.float32
-        )
+        model, tokenizer = _with_fresh_head(base)
         encoded = tokenizer(examples["prompt"].tolist(), truncation=True, max_length=max_tokens)["input_ids"]
         trainer = _SoftTargetTrainer(
             model=model,
@@ -151,6 +159,28 @@ def train_student(
         trainer.remove_callback(PrinterCallback)  # the library never prints
         trainer.train()
     return Student(model, tokenizer, max_tokens)
+
+
+def _with_fresh_head(base: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The base with a random four-way head, without transformers' report that its weights lack the head."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(resolve_model(base))
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        with no_weight_bars():
+            model = AutoModelForSequenceClassification.from_pretrained(
+                resolve_model(base),
+                num_labels=len(LABELS),
+                pad_token_id=tokenizer.pad_token_id,
+                dtype=torch.float32,
+            )
+    except OSError as error:
+        raise EngineError(f"no model at {base!r}: {error}. Set serving.student_base.") from error
+    finally:
+        logging.set_verbosity(level)
+    return model, tokenizer
 
 
 class _SoftTargetTrainer(Trainer):

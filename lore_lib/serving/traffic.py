@@ -41,6 +41,29 @@ def popularity(queries: pd.DataFrame, exponent: float | None = None, shift: floa
     return pd.Series(weights / weights.sum(), index=pd.Index(ranked["query_id"]), name="share")
 
 
+def arrival_rate(utilisation: float, share: float, service_s: float, workers: int) -> float:
+    """Requests per second of all traffic at which the workers of a part of it are busy so much of the time.
+
+    Utilisation is offered work per second and worker: rate x share x service / workers.
+
+    Args:
+        utilisation: wanted; at 1 and above a queue only grows.
+        share: share of the requests that reach the workers, in (0, 1].
+        service_s: mean seconds of work for one of them.
+        workers: servers.
+
+    Raises:
+        DataError: no request reaches the workers, so every rate would do.
+
+    Example:
+        >>> arrival_rate(0.5, share=0.25, service_s=2.0, workers=4)
+        4.0
+    """
+    if not share > 0:
+        raise DataError("no query is tail, so no load follows; lower serving.head_share or torso_share.")
+    return utilisation * workers / (share * service_s)
+
+
 def request_stream(
     shares: pd.Series,
     pairs: pd.DataFrame,

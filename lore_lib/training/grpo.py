@@ -1,8 +1,8 @@
 """KL-free GRPO with clip-higher over TRL's ``GRPOTrainer``.
 
 What is ours: how prompts and updates per rollout become the trainer's batch numbers, the curriculum order,
-the rewards, the probe on dev pairs that picks the checkpoint, and the rows a run leaves behind. What is
-TRL's: sampling in training, advantages, the clipped token-level loss, the optimiser.
+the rewards, sampling (by the engine that measures pass@k), the probe on dev pairs that picks the checkpoint,
+and the rows a run leaves behind. What is TRL's: advantages, the clipped token-level loss, the optimiser.
 
 Clip-higher only acts when samples are reused: with one update per rollout the ratio is 1 and both clips are
 idle.
@@ -11,8 +11,10 @@ idle.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,6 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset
 from transformers import (
-    PreTrainedModel,
     PrinterCallback,
     TrainerCallback,
     TrainerControl,
@@ -31,11 +32,20 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl import GRPOConfig, GRPOTrainer
 
 from lore_lib.artifacts import read_jsonl, read_parquet, write_jsonl
+from lore_lib.config import Config
 from lore_lib.errors import DataError
-from lore_lib.sampling.engine import HfEngine, Sampling, chat_text, load_model, load_tokenizer, sample_pairs
+from lore_lib.rng import derive_seed
+from lore_lib.sampling.engine import (
+    HfEngine,
+    Sampling,
+    chat_text,
+    load_model,
+    load_tokenizer,
+    sample_pairs,
+)
 from lore_lib.sampling.pass_at_k import summarise
 from lore_lib.training.rewards import format_reward, outcome_reward
-from lore_lib.training.sft import FINISHED, drop_checkpoints, hardware, lora_config, save_model
+from lore_lib.training.sft import FINISHED, drop_checkpoints, hardware, lora_config, quiet_trl, save_model
 
 PROBES = "probes.jsonl"
 BEST = "best"
@@ -82,7 +92,8 @@ class GrpoJob:
         max_completion_tokens: longest completion.
         probe_every_rollouts: how often the probe set is sampled.
         probe_n: samples per probe pair.
-        lora_rank, seed, dtype: as in supervised tuning.
+        batch_completions: completions decoded at once.
+        lora_rank, seed, dtype, device: as in supervised tuning.
     """
 
     base: str
@@ -101,9 +112,39 @@ class GrpoJob:
     max_completion_tokens: int
     probe_every_rollouts: int
     probe_n: int
+    batch_completions: int = 256
     lora_rank: int = 0
     seed: int = 0
     dtype: str = "float32"
+    device: str = "auto"
+
+
+def grpo_job(config: Config, base: str | Path, pool: Path, probe: Path, out: Path, seed: int) -> GrpoJob:
+    """A job as `config.grpo`, `config.sampling` and `config.model` have it; arguments as in `GrpoJob`."""
+    g, s, m = config.grpo, config.sampling, config.model
+    return GrpoJob(
+        base=str(base),
+        pool=pool,
+        probe=probe,
+        out=out,
+        prompts_per_rollout=g.prompts_per_rollout,
+        completions_per_prompt=g.completions_per_prompt,
+        updates_per_rollout=g.updates_per_rollout,
+        rollouts=g.rollouts,
+        learning_rate=g.learning_rate,
+        epsilon=g.epsilon,
+        epsilon_high=g.epsilon_high,
+        format_reward=g.format_reward,
+        temperature=s.temperature,
+        max_completion_tokens=s.max_completion_tokens,
+        probe_every_rollouts=g.probe_every_rollouts,
+        probe_n=g.probe_completions,
+        batch_completions=s.batch_completions,
+        lora_rank=m.lora_rank,
+        seed=seed,
+        dtype=m.dtype,
+        device=m.device,
+    )
 
 
 def grpo_config(job: GrpoJob) -> GRPOConfig:
@@ -140,7 +181,7 @@ def grpo_config(job: GrpoJob) -> GRPOConfig:
         log_completions=False,
         disable_tqdm=True,
         seed=job.seed,
-        **hardware(),
+        **hardware(job.device),
     )
 
 
@@ -158,29 +199,60 @@ def train_grpo(job: GrpoJob) -> Path:
     pool = read_parquet(job.pool)
     if len(pool) < job.prompts_per_rollout:
         raise DataError(
-            f"the pool has {len(pool)} prompts, one rollout takes {job.prompts_per_rollout}; "
-            f"use --set grpo.prompts_per_rollout={max(1, len(pool))} or measure more pairs (grpo.pool_pairs)"
+            f"the pool has {len(pool)} prompts, one rollout takes {job.prompts_per_rollout}; use "
+            f"--set grpo.prompts_per_rollout={max(1, len(pool))} or measure more pairs (sampling.pool_pairs)"
         )
     data = Dataset.from_dict(
         {"prompt": [chat_text(tokenizer, user) for user in pool.prompt], "label": pool.label.tolist()}
     )
     job.out.mkdir(parents=True, exist_ok=True)
     probe = _Probe(job, tokenizer)
-    trainer = GRPOTrainer(
-        model=load_model(job.base, job.dtype),
-        reward_funcs=[outcome_reward, format_reward],
-        args=grpo_config(job),
-        train_dataset=data,
-        processing_class=tokenizer,
-        callbacks=[probe],
-        peft_config=lora_config(job.lora_rank),
-    )
-    probe.trainer = trainer
-    trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(job.out)))
+    with quiet_trl():
+        trainer = GRPOTrainer(
+            model=load_model(job.base, job.dtype, job.device),
+            reward_funcs=[outcome_reward, format_reward],
+            args=grpo_config(job),
+            train_dataset=data,
+            processing_class=tokenizer,
+            callbacks=[probe],
+            peft_config=lora_config(job.lora_rank),
+            rollout_func=_rollout(job),
+        )
+        probe.trainer = trainer
+        trainer.remove_callback(PrinterCallback)
+        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(job.out)))
     write_jsonl(job.out / FINISHED, history_rows(trainer.state.log_history, job))
     drop_checkpoints(job.out)
     return job.out / BEST
+
+
+@contextmanager
+def _sampler(trainer: GRPOTrainer) -> Iterator[HfEngine]:
+    """The model in training as an engine; dropout and recomputation rest meanwhile."""
+    model = trainer.accelerator.unwrap_model(trainer.model).eval()
+    try:
+        yield HfEngine(model, trainer.processing_class)
+    finally:
+        model.train()
+
+
+def _rollout(job: GrpoJob) -> Callable[[list[str], GRPOTrainer], dict[str, Any]]:
+    """TRL's hook for sampling: every prompt comes ``completions_per_prompt`` times in a row.
+
+    The draws depend on the job's seed and the step alone, so a resumed run repeats them.
+    """
+
+    def rollout(prompts: list[str], trainer: GRPOTrainer) -> dict[str, Any]:
+        n = job.completions_per_prompt
+        seed = derive_seed(job.seed, "rollout", trainer.state.global_step, trainer.accelerator.process_index)
+        sampling = Sampling(n, job.temperature, job.max_completion_tokens, job.batch_completions, seed)
+        with _sampler(trainer) as engine:
+            drawn = engine.draw(prompts[::n], sampling)
+        prompt_ids = trainer.processing_class(prompts, add_special_tokens=False)["input_ids"]
+        completion_ids = list(chain.from_iterable(drawn))
+        return {"prompt_ids": prompt_ids, "completion_ids": completion_ids, "logprobs": None}
+
+    return rollout
 
 
 class _Probe(TrainerCallback):
@@ -189,7 +261,9 @@ class _Probe(TrainerCallback):
     def __init__(self, job: GrpoJob, tokenizer: Any) -> None:
         self._job, self._tokenizer = job, tokenizer
         self._pairs = read_parquet(job.probe)
-        self._sampling = Sampling(job.probe_n, job.temperature, job.max_completion_tokens, seed=job.seed)
+        self._sampling = Sampling(
+            job.probe_n, job.temperature, job.max_completion_tokens, job.batch_completions, job.seed
+        )
         self.trainer: GRPOTrainer | None = None
 
     def on_step_begin(
@@ -207,10 +281,8 @@ class _Probe(TrainerCallback):
 
     def _measure(self, rollout: int) -> None:
         assert self.trainer is not None
-        model: PreTrainedModel = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        model.eval()
-        samples = sample_pairs(HfEngine(model, self._tokenizer), self._pairs, "probe", self._sampling)
-        model.train()
+        with _sampler(self.trainer) as engine:
+            samples = sample_pairs(engine, self._pairs, "probe", self._sampling)
         per_pair = summarise(samples, self._pairs[["pair_id", "query_id", "label"]], self._job.probe_n)
         path = self._job.out / PROBES
         rows = [row for row in (read_jsonl(path) if path.exists() else []) if row["rollout"] < rollout]

@@ -37,9 +37,10 @@ from lore_lib.completion import render
 from lore_lib.features.prompts import BUDGETS, render_prompt
 from lore_lib.rng import derive_seed, generator
 from lore_lib.vertical.definition import Vertical
-from lore_lib.vertical.rules import NOT_STATED, judge, verdict
+from lore_lib.vertical.kinds import NOT_STATED
+from lore_lib.vertical.rules import judge, verdict
 from lore_lib.vertical.schema import DIMENSIONS, WORDS, Demand
-from lore_lib.vertical.world import EXTRA_DIMENSIONS, Item, Query, World
+from lore_lib.vertical.world import Item, Query, World
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
@@ -130,7 +131,7 @@ class Corpus(Dataset[dict[str, list[int]]]):
             context = f"compare: {demand.dimension} {step.demanded} / {step.found}"
             return [(_turns(context), False), (f"[L{step.level}]<|im_end|>", True)]
         shown = (1.0, 0.5, 0.0)[int(rng.choice(3, p=lesson.shown))] if kind == "fit" else 0.0
-        extra = len(EXTRA_DIMENSIONS) if shown and rng.random() < 0.4 else None
+        extra = len(self.world.spec.asks) if shown and rng.random() < 0.4 else None
         query = self._train_query(rng, 1 if rng.random() < lesson.one_demand else extra)
         item = self._draw_item(query, rng, same_category=bool(rng.random() < lesson.same_category))
         if kind == "text":
@@ -199,12 +200,12 @@ class Corpus(Dataset[dict[str, list[int]]]):
 
     def _one_comparison(self, rng: np.random.Generator) -> tuple[Demand, dict[str, str]]:
         if rng.random() < NUMBERS:
-            demand = self.world.draw_demand(str(rng.choice(["price", "material"])), rng)
+            demand = self.world.draw_demands(str(rng.choice(["price", "material"])), rng)[0]
         else:
             query = self.world.draw_query(rng)
             demand = query.demands[int(rng.integers(len(query.demands)))]
-        levels = [level for level in (1, 2, 3, 4) if self.world.options(demand, level)]
-        options = self.world.options(demand, int(rng.choice(levels)))
+        levels = [level for level in (1, 2, 3, 4) if self.world.options((demand,), level)]
+        options = self.world.options((demand,), int(rng.choice(levels)))
         have = options[int(rng.integers(len(options)))]
         return demand, {key: value for key, value in have.items() if value != NOT_STATED}
 
@@ -332,7 +333,7 @@ def fit_accuracy(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, rows: list[
 def pretrain(
     vertical: Vertical, folder: Path, documents: int, seed: int, hidden: int = 192, layers: int = 5,
     vocabulary: int = 1024, batch_documents: int = 32, learning_rate: float = 3e-3, bf16: bool = False,
-    checkpoint_steps: int = 320, continue_from: Path | None = None, first_document: int = 0,
+    checkpoint_steps: int = 320,
 ) -> dict[str, float]:  # fmt: skip
     """Pretrain ``lore-nano``; save it as bfloat16 safetensors with tokenizer and ``history.jsonl``.
 
@@ -349,29 +350,18 @@ def pretrain(
         learning_rate: peak, for both optimisers.
         bf16: autocast matrix products to bfloat16; only faster on CPUs with AMX (Sapphire Rapids and later).
         checkpoint_steps: updates between checkpoints, which also measure held-out one-step accuracy.
-        continue_from: folder of an earlier pretraining whose weights this one starts from, with a fresh
-            optimiser.
-        first_document: where in the corpus this run begins.
 
     Returns:
         The last history row.
     """
-    corpus = Corpus(vertical, first_document + documents, seed)
+    corpus = Corpus(vertical, documents, seed)
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "tokenizer.json").exists():
-        made = (
-            Qwen2Tokenizer.from_pretrained(continue_from)
-            if continue_from
-            else train_tokenizer(vocabulary_texts(corpus, 4000), vocabulary)
-        )
-        made.save_pretrained(folder)
+        whole_course = Corpus(vertical, COURSE[-1].until, seed)  # however far this run goes
+        train_tokenizer(vocabulary_texts(whole_course, 4000), vocabulary).save_pretrained(folder)
     tokenizer = Qwen2Tokenizer.from_pretrained(folder)
     corpus.tokenizer = tokenizer
-    model = (
-        Qwen2ForCausalLM.from_pretrained(continue_from, dtype=torch.float32)
-        if continue_from
-        else new_model(tokenizer, hidden, layers, derive_seed(seed, "nano-init"))
-    )
+    model = new_model(tokenizer, hidden, layers, derive_seed(seed, "nano-init"))
     model.set_attn_implementation("eager" if bf16 else "sdpa")  # sdpa's bfloat16 backward is slow on CPU
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
@@ -388,10 +378,9 @@ def pretrain(
             optimiser.load_state_dict(saved)
         done, history = state["done"], state["history"]
     steps, held_out = documents // batch_documents, corpus.held_out(512)
-    first = first_document + done * batch_documents
     # checkpoints fall on whole runs of sorted batches, so that a resumed run sees the same batches
     loader = DataLoader(
-        Subset(corpus, range(first, first_document + steps * batch_documents)),
+        Subset(corpus, range(done * batch_documents, steps * batch_documents)),
         batch_size=SORTED_BATCHES * batch_documents, num_workers=1, prefetch_factor=2,
         collate_fn=functools.partial(sorted_batches, size=batch_documents, pad=tokenizer.pad_token_id),
     )  # fmt: skip
@@ -413,7 +402,7 @@ def pretrain(
         if step % checkpoint_steps == 0 or step == steps:
             row: dict[str, float] = {
                 "step": step,
-                "documents": first_document + step * batch_documents,
+                "documents": step * batch_documents,
                 "loss": sum(losses) / len(losses),
                 "fit_accuracy": fit_accuracy(model, tokenizer, held_out),
                 "seconds": time.perf_counter() - started,

@@ -65,9 +65,11 @@ def prove_rewards(traces: pd.DataFrame, format_weight: float = 0.1) -> pd.DataFr
         One row per (gold, stated label): the total each earns, constant over the set.
 
     Raises:
-        DataError: a gold completion earns less than full marks, or a completion with another label earns as
-            much.
+        DataError: no traces; a gold completion earns less than full marks, or a completion with another
+            label earns as much.
     """
+    if traces.empty:
+        raise DataError("no traces to prove the rewards on; look at the reasons in 02_cot_synthesis")
     full = EXACT + format_weight
     for row in traces.itertuples():
         for stated in LABELS:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import PrinterCallback
@@ -17,8 +19,9 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
 from lore_lib.artifacts import read_jsonl, read_parquet, write_jsonl
+from lore_lib.config import Config
 from lore_lib.errors import DataError
-from lore_lib.sampling.engine import chat_text, load_model, load_tokenizer
+from lore_lib.sampling.engine import chat_text, load_model, load_tokenizer, no_weight_bars, resolve_device
 
 FINISHED = "history.jsonl"
 """Written last: its presence means that the folder holds a whole model."""
@@ -31,7 +34,8 @@ class SftJob:
     Attributes:
         arm: name of the arm.
         base: model folder or hub name to start from.
-        rows: Parquet file with prompt (user text) and completion.
+        rows: Parquet file with pair_id, prompt (user text), completion and, where a funnel has judged them,
+            kept: rows that are not kept are not taught.
         out: folder for checkpoints, the final model and ``history.jsonl``.
         epochs, learning_rate, batch_pairs, warmup_share: the schedule.
         max_sequence_tokens: longest prompt + completion; a longer row is an error, never cut.
@@ -39,6 +43,7 @@ class SftJob:
         lora_rank: 0 tunes all weights.
         seed: of data order and dropout.
         dtype: of the weights.
+        device: as in the model config.
     """
 
     arm: str
@@ -54,6 +59,22 @@ class SftJob:
     lora_rank: int = 0
     seed: int = 17
     dtype: str = "float32"
+    device: str = "auto"
+
+
+def sft_job(config: Config, arm: str, rows: Path, out: Path) -> SftJob:
+    """A job as `config.sft` and `config.model` have it."""
+    return SftJob(
+        arm=arm,
+        base=config.model.base,
+        rows=rows,
+        out=out,
+        **dict(config.sft),
+        lora_rank=config.model.lora_rank,
+        seed=config.seed,
+        dtype=config.model.dtype,
+        device=config.model.device,
+    )
 
 
 def train_sft(job: SftJob) -> Path:
@@ -66,26 +87,40 @@ def train_sft(job: SftJob) -> Path:
         return job.out
     tokenizer = load_tokenizer(job.base)
     rows = read_parquet(job.rows)
+    rows = rows[rows.kept] if "kept" in rows else rows
     data = pd.DataFrame(
         {"prompt": [chat_text(tokenizer, user) for user in rows.prompt], "completion": rows.completion}
     )
     check_lengths(tokenizer, data, rows.pair_id.tolist(), job.max_sequence_tokens)
-    trainer = SFTTrainer(
-        model=load_model(job.base, job.dtype),
-        args=sft_config(job),
-        train_dataset=Dataset.from_pandas(data, preserve_index=False),
-        processing_class=tokenizer,
-        peft_config=lora_config(job.lora_rank),
-    )
     job.out.mkdir(parents=True, exist_ok=True)
-    trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(job.out)))
+    with quiet_trl():
+        trainer = SFTTrainer(
+            model=load_model(job.base, job.dtype, job.device),
+            args=sft_config(job),
+            train_dataset=Dataset.from_pandas(data, preserve_index=False),
+            processing_class=tokenizer,
+            peft_config=lora_config(job.lora_rank),
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(job.out)))
     save_model(trainer, job.out)
     tokenizer.save_pretrained(job.out)
     logged = [{"arm": job.arm, **row} for row in trainer.state.log_history if "loss" in row]
     write_jsonl(job.out / FINISHED, logged)
     drop_checkpoints(job.out)
     return job.out
+
+
+@contextmanager
+def quiet_trl() -> Iterator[None]:
+    """No bars for checkpoints, nor the two warnings that are about TRL 1.16 itself.
+
+    It reads a name that transformers has deprecated, and calls ``rollout_func`` experimental.
+    """
+    with warnings.catch_warnings(), no_weight_bars():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        warnings.filterwarnings("ignore", "You are using 'rollout_func'", UserWarning)
+        yield
 
 
 def drop_checkpoints(folder: Path) -> None:
@@ -113,16 +148,18 @@ def sft_config(job: SftJob) -> SFTConfig:
         save_strategy="steps",
         save_steps=job.checkpoint_steps,
         save_total_limit=1,
+        logging_first_step=True,  # so that even a training of a few steps leaves a row
         logging_steps=min(10, job.checkpoint_steps),
         disable_tqdm=True,
-        **hardware(),
+        **hardware(job.device),
     )
 
 
-def hardware() -> dict[str, Any]:
-    """Trainer settings that follow from the machine: a CPU gets full precision and no recomputation."""
-    cuda = torch.cuda.is_available()
-    return {"use_cpu": not cuda, "bf16": cuda, "gradient_checkpointing": cuda, "report_to": "none"}
+def hardware(device: str) -> dict[str, Any]:
+    """Trainer settings that follow from the device: only CUDA gets mixed precision and recomputation."""
+    target = resolve_device(device)
+    cuda = target == "cuda"
+    return {"use_cpu": target == "cpu", "bf16": cuda, "activation_checkpointing": cuda, "report_to": "none"}
 
 
 def lora_config(rank: int) -> LoraConfig | None:
@@ -137,7 +174,8 @@ def save_model(trainer: Any, folder: Path) -> None:
     model = trainer.accelerator.unwrap_model(trainer.model)
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
-    model.save_pretrained(folder)
+    with no_weight_bars():
+        model.save_pretrained(folder)
 
 
 def check_lengths(tokenizer: Any, data: pd.DataFrame, pair_ids: list[str], limit: int) -> int:

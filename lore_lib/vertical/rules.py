@@ -1,24 +1,224 @@
-"""The rule engine: one demand against one item gives a verdict; the lowest verdict gives the label.
+"""The rule engine: rules are rows of data; one demand against one item gives a verdict, the lowest the label.
 
-Levels follow the rule sets of the RAIR benchmark (paraphrased in our own words): 4 meets the demand, 3 is
-near or not stated, 2 contradicts it, 1 is an unrelated category. Thresholds come from the vertical's YAML.
+A rule says at which level a relation between the value demanded and the value found is capped: 4 meets the
+demand, 3 is near or not stated, 2 contradicts it, 1 is unrelated. ``data/rules/universal.yaml`` holds the
+rules of all 18 dimensions, after the rule sets of the RAIR benchmark in our own words; a vertical adds rules
+of its industry or replaces universal ones by their id.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import functools
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
-from lore_lib.errors import DataError
-from lore_lib.vertical.definition import Vertical
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+
+from lore_lib.artifacts import project_root
+from lore_lib.errors import DataError, nearest
+from lore_lib.vertical.kinds import NEGATED_RELATIONS, NOT_STATED, RELATIONS, Dimension, Problem
 from lore_lib.vertical.schema import DIMENSIONS, Attributes, Demand, Verdict
 
-NOT_STATED = "none"
-PURE_COTTON = "pure cotton"
+if TYPE_CHECKING:
+    from lore_lib.vertical.definition import Vertical
+
+ANY = "any"
+"""The dimension of a rule that holds for all of them."""
+
+Level = Literal[1, 2, 3, 4]
+
+
+class Example(BaseModel):
+    """A worked example: this demand and this item make the rule fire.
+
+    Attributes:
+        dimension: needed where the rule holds for any dimension, else that of the rule.
+        asked: the value demanded.
+        found: what the item has, with a share where one is told ("cotton 92"); None when it states nothing.
+        shop: key of the vocabulary in ``data/rules/example_shops.yaml`` that holds the values; unused by the
+            rules of a vertical, whose own vocabulary serves.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    dimension: str = ""
+    asked: str
+    found: str | None = None
+    shop: str = "boutique"
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+class Rule(BaseModel):
+    """One row.
+
+    Attributes:
+        id: unique name; a vertical replaces a universal rule by giving its id.
+        dimension: key of ``DIMENSIONS``, or :data:`ANY`.
+        when: relations that fire it (keys of ``RELATIONS``); where negated and of any dimension, those of
+            ``NEGATED_RELATIONS``.
+        negated: whether the demand must be negated ("not leather").
+        at_most: fires only up to this measure of the relation, inclusive.
+        at_least: fires only from this measure on, inclusive. Of the rules for one relation the tightest bound
+            that holds wins, and the one without a bound takes the rest.
+        level: the level it caps the label at.
+        everyday: the level by everyday sense, for a judge who does not know the rule; None if the same.
+        reason: why, in a few words.
+        examples: at least one, and each is a test.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    id: str = Field(min_length=1)
+    dimension: str
+    when: Annotated[tuple[str, ...], BeforeValidator(_as_list), Field(min_length=1)]
+    negated: bool = False
+    at_most: float | None = None
+    at_least: float | None = None
+    level: Level
+    everyday: Level | None = None
+    reason: str = Field(min_length=1)
+    examples: tuple[Example, ...] = Field(min_length=1)
+
+    def holds(self, measure: float) -> bool:
+        """Whether the measure lies within the bound; a rule without one always holds."""
+        if self.at_most is not None:
+            return measure <= self.at_most
+        return self.at_least is None or measure >= self.at_least
+
+    @property
+    def bounded(self) -> bool:
+        """Whether it takes only a part of the measures."""
+        return self.at_most is not None or self.at_least is not None
+
+    def at(self, industry_rules: bool) -> int:
+        """The level with the rules known, or by everyday sense."""
+        return self.level if industry_rules or self.everyday is None else self.everyday
+
+    def problems(self) -> Iterator[Problem]:
+        """What is wrong with this row alone."""
+        general = self.dimension == ANY
+        if not general and self.dimension not in DIMENSIONS:
+            said = f"unknown dimension {self.dimension!r}; {nearest(self.dimension, DIMENSIONS)}"
+            yield Problem(("dimension",), said)
+        if general and not self.negated:
+            yield Problem(("dimension",), "only a negated rule may hold for any dimension; name one")
+        known = NEGATED_RELATIONS if general else RELATIONS
+        for name in self.when:
+            if name not in known:
+                yield Problem(("when",), f"unknown relation {name!r}; {nearest(name, known)}")
+        if self.at_most is not None and self.at_least is not None:
+            yield Problem(("at_most",), "'at_most' and 'at_least' together; give one bound")
+        if self.negated and not general and self.level < 3:
+            yield Problem(("level",), "only a met demand breaks its negation; give 3 or 4")
+
+
+Key = tuple[str, str, bool]
+"""Dimension, relation, negated: what a rule is looked up by."""
 
 
 @dataclass(frozen=True)
-class Judgement:
+class RuleBook:
+    """Rules by what fires them.
+
+    Attributes:
+        rules: in the order of their files; a vertical's rule stands in the place of the one it replaces.
+    """
+
+    rules: tuple[Rule, ...]
+
+    @functools.cached_property
+    def _rows(self) -> dict[Key, tuple[Rule, ...]]:
+        rows: dict[Key, list[Rule]] = defaultdict(list)
+        for rule in self.rules:
+            for relation in rule.when:
+                rows[rule.dimension, relation, rule.negated].append(rule)
+        return {key: tuple(sorted(found, key=_tightest_first)) for key, found in rows.items()}
+
+    def replaced_by(self, rules: Iterable[Rule]) -> RuleBook:
+        """These rules over the present ones: the same id replaces, a new id is added."""
+        by_id = {rule.id: rule for rule in self.rules} | {rule.id: rule for rule in rules}
+        return RuleBook(tuple(by_id.values()))
+
+    def fired(
+        self, dimension: str, relation: str, measure: float, negated: bool, industry_rules: bool
+    ) -> Rule:
+        """The one rule that decides."""
+        plain = next(rule for rule in self._rows[dimension, relation, False] if rule.holds(measure))
+        if not negated:
+            return plain
+        met = plain.at(industry_rules) == 4
+        own = () if met else self._rows.get((dimension, relation, True), ())
+        rows = own or self._rows[ANY, "met" if met else "unmet", True]
+        return next(rule for rule in rows if rule.holds(measure))
+
+    def row_problems(self) -> Iterator[Problem]:
+        """Repeated ids and malformed rows; paths begin at the position of the rule."""
+        seen: set[str] = set()
+        for at, rule in enumerate(self.rules):
+            if rule.id in seen:
+                yield Problem((at, "id"), f"rule {rule.id!r} stands twice; rename or drop one")
+            seen.add(rule.id)
+            for path, message in rule.problems():
+                yield Problem((at, *path), f"rule {rule.id!r}: {message}")
+
+    def bound_problems(self) -> Iterator[Problem]:
+        """Relations whose bounds leave a gap or overlap; paths begin at the position of one of the rules."""
+        for (dimension, relation, negated), rows in self._rows.items():
+            what = f"{dimension} {'not ' if negated else ''}{relation!r}"
+            where = (max(self.rules.index(rule) for rule in rows), "when")
+            rest = [rule.id for rule in rows if not rule.bounded]
+            if len(rest) != 1:
+                said = f"{len(rest)} rules without a bound for {what} ({', '.join(rest) or 'none'})"
+                yield Problem(where, f"{said}; there must be exactly one, which takes the rest")
+            bounds = [(rule.at_most, rule.at_least) for rule in rows if rule.bounded]
+            if len({most is None for most, _ in bounds}) > 1 or len(set(bounds)) < len(bounds):
+                ids = ", ".join(rule.id for rule in rows if rule.bounded)
+                yield Problem(where, f"the bounds for {what} overlap ({ids}); use one side, each number once")
+
+    def missing(self, dimensions: Mapping[str, Dimension]) -> Iterator[Problem]:
+        """Relations that a dimension's kind makes possible and no rule covers; paths begin at its name."""
+        for name, dimension in dimensions.items():
+            for relation in sorted(dimension.possible()):
+                if (name, relation, False) not in self._rows:
+                    said = f"no rule for {name} {relation!r} ({RELATIONS[relation]}), which kind"
+                    yield Problem((name, "kind"), f"{said} {dimension.kind!r} makes possible; add one")
+
+
+def _tightest_first(rule: Rule) -> float:
+    if rule.at_most is not None:
+        return rule.at_most
+    return -rule.at_least if rule.at_least is not None else float("inf")
+
+
+@functools.cache
+def universal_rules() -> RuleBook:
+    """The rules of ``data/rules/universal.yaml``.
+
+    Raises:
+        DataError: malformed YAML or rules; every problem is named.
+    """
+    path = project_root() / "data" / "rules" / "universal.yaml"
+    try:
+        rules = TypeAdapter(tuple[Rule, ...]).validate_python(
+            yaml.safe_load(path.read_text(encoding="utf-8"))
+        )
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not readable as YAML in UTF-8: {error}") from error
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise DataError(f"{path}: {len(lines)} problem(s): " + " | ".join(lines)) from error
+    book = RuleBook(rules)
+    found = [*book.row_problems(), *book.bound_problems()]
+    if problems := [f"{'.'.join(map(str, path))}: {message}" for path, message in found]:
+        raise DataError(f"{path}: {len(problems)} problem(s): " + " | ".join(problems))
+    return book
+
+
+class Judgement(NamedTuple):
     """The outcome of path following.
 
     Attributes:
@@ -32,6 +232,62 @@ class Judgement:
     path: tuple[Verdict, ...]
 
 
+class Engine:
+    """Judges with one vertical's dimensions and rules; verdicts are cached, because values repeat.
+
+    Args:
+        name: of the vertical, for messages.
+        dimensions: the vertical's dimensions.
+        book: rules that cover them.
+    """
+
+    def __init__(self, name: str, dimensions: Mapping[str, Dimension], book: RuleBook) -> None:
+        self._name, self._dimensions, self._book = name, dimensions, book
+        self.verdict = functools.lru_cache(maxsize=2**17)(self._verdict)
+        self._steps = functools.lru_cache(maxsize=2**14)(self._in_order)
+
+    def judge(self, demands: Iterable[Demand], item: Attributes, industry_rules: bool) -> Judgement:
+        """See :func:`judge`."""
+        path: list[Verdict] = []
+        level, mismatch = 4, ""
+        for demand, dimension, share in self._steps(tuple(demands)):
+            step = self.verdict(demand, item.get(dimension, NOT_STATED), item.get(share), industry_rules)
+            path.append(step)
+            if step.level < level:
+                level, mismatch = step.level, dimension
+        return Judgement(f"L{level}", mismatch if level == 2 else "", tuple(path))
+
+    def _in_order(self, demands: tuple[Demand, ...]) -> tuple[tuple[Demand, str, str], ...]:
+        """The demands in the order of ``DIMENSIONS``, with the keys of their evidence and its share."""
+        if not demands:
+            raise DataError("a query without demands cannot be judged; give it at least a category demand")
+        for demand in demands:
+            self._kind(demand.dimension)
+        order = list(DIMENSIONS)
+        ordered = sorted(demands, key=lambda demand: (order.index(demand.dimension), demand))
+        return tuple((demand, demand.dimension, share_key(demand.dimension)) for demand in ordered)
+
+    def _kind(self, dimension: str) -> Dimension:
+        if dimension not in self._dimensions:
+            known = ", ".join(self._dimensions)
+            raise DataError(f"no rule for dimension {dimension!r} in {self._name}; rules exist for {known}")
+        return self._dimensions[dimension]
+
+    def _verdict(self, demand: Demand, found: str, share: str | None, industry_rules: bool) -> Verdict:
+        kind = self._kind(demand.dimension)
+        told = share is not None and share.isdecimal() and kind.shared
+        relation = kind.relation(demand.value, found, float(share) if told and share else 100.0)
+        rule = self._book.fired(demand.dimension, *relation, demand.negated, industry_rules)
+        asked = f"not {demand.value}" if demand.negated else demand.value
+        shown = f"{found} {share}" if told and kind.tells_share(found) and not demand.negated else found
+        return Verdict(demand.dimension, asked, shown, rule.at(industry_rules), rule.id, rule.reason)
+
+
+def share_key(dimension: str) -> str:
+    """Where an item's attributes keep the share of a value in per cent."""
+    return f"{dimension}_share"
+
+
 def judge(
     vertical: Vertical, demands: Iterable[Demand], item: Attributes, industry_rules: bool = True
 ) -> Judgement:
@@ -40,118 +296,45 @@ def judge(
     The result does not depend on the order of ``demands``.
 
     Args:
-        vertical: vocabularies and thresholds.
+        vertical: vocabularies and rules.
         demands: at least one demand.
         item: known attributes, dimension -> value; missing means not stated.
-        industry_rules: False judges by everyday sense alone: what the vertical's rules call near is then
-            taken for a match (a shade of the same family, a near category, "cotton 80" for pure cotton) or
-            for a conflict (kin material, sub-brand, neighbouring age, a price just over the limit).
+        industry_rules: False judges by everyday sense alone, with the level ``everyday`` of each rule: what
+            the rules call near is then taken for a match (a shade of the same family) or for a conflict (a
+            price just over the limit).
 
     Raises:
-        DataError: no demand at all, or a dimension that has no rule.
+        DataError: no demand at all, or a dimension that the vertical does not have.
     """
-    order = list(DIMENSIONS)
-    path = tuple(
-        verdict(vertical, demand, item, industry_rules)
-        for demand in sorted(demands, key=lambda d: (order.index(d.dimension), d))
-    )
-    if not path:
-        raise DataError("a query without demands cannot be judged; give it at least a category demand")
-    level = min(step.level for step in path)
-    mismatch = next((step.dimension for step in path if step.level == 2), "") if level == 2 else ""
-    return Judgement(f"L{level}", mismatch, path)
+    return vertical.engine.judge(demands, item, industry_rules)
 
 
 def verdict(vertical: Vertical, demand: Demand, item: Attributes, industry_rules: bool = True) -> Verdict:
-    """Judge one demand; a negated demand conflicts exactly where the plain one would be met."""
-    rule = _RULES.get(demand.dimension)
-    if rule is None:
-        raise DataError(f"no rule for dimension {demand.dimension!r}; rules exist for {', '.join(_RULES)}")
-    found = item.get(demand.dimension, NOT_STATED)
-    level = rule(vertical, demand.value, item)
-    if not industry_rules:
-        level = _everyday(demand, level, item)
-    if demand.negated:
-        return Verdict(demand.dimension, f"not {demand.value}", found, 2 if level == 4 else 4)
-    return Verdict(demand.dimension, demand.value, _shown(demand, item, found), level)
+    """Judge one demand; a negated demand conflicts exactly where the plain one would be met.
+
+    Raises:
+        DataError: a dimension that the vertical does not have.
+    """
+    found, share = item.get(demand.dimension, NOT_STATED), item.get(share_key(demand.dimension))
+    return vertical.engine.verdict(demand, found, share, industry_rules)
 
 
-def _shown(demand: Demand, item: Attributes, found: str) -> str:
-    share = item.get("material_share")
-    return f"{found} {share}" if demand.dimension == "material" and found == "cotton" and share else found
-
-
-def _everyday(demand: Demand, level: int, item: Attributes) -> int:
-    if demand.value == PURE_COTTON and item.get("material") == "cotton":
-        return 4
-    if level != 3 or demand.dimension not in item:
-        return level
-    return 4 if demand.dimension in ("color", "category") else 2
-
-
-def _category(vertical: Vertical, want: str, item: Attributes) -> int:
-    have = item.get("category", NOT_STATED)
-    if have == want:
-        return 4
-    if (want, have) in vertical.near_categories or (have, want) in vertical.near_categories:
-        return 3
-    return 2 if vertical.group_of.get(have) == vertical.group_of.get(want) else 1
-
-
-def _color(vertical: Vertical, want: str, item: Attributes) -> int:
-    have = item.get("color", NOT_STATED)
-    if have == NOT_STATED:
-        return 3
-    if want in (have, vertical.family_of.get(have)):
-        return 4
-    return 3 if vertical.family_of.get(have) == vertical.family_of.get(want) else 2
-
-
-def _material(vertical: Vertical, want: str, item: Attributes) -> int:
-    have = item.get("material", NOT_STATED)
-    share = int(item.get("material_share", "100"))
-    if have == NOT_STATED:
-        return 3
-    if want == PURE_COTTON:
-        pure = vertical.pure_share
-        return 2 if have != "cotton" or share < pure.near else 4 if share >= pure.full else 3
-    if want == "cotton" == have:
-        return 4 if share >= vertical.blend_share else 2
-    return 4 if have == want else 3 if vertical.materials.get(want) == have else 2
-
-
-def _brand(vertical: Vertical, want: str, item: Attributes) -> int:
-    have = item.get("brand", NOT_STATED)
-    if have == want:
-        return 4
-    return 3 if have == NOT_STATED or vertical.brands.get(have) == want else 2
-
-
-def _audience(vertical: Vertical, want: str, item: Attributes) -> int:
-    have = item.get("audience", NOT_STATED)
-    if have == want or (have == "unisex" and want in vertical.unisex_fits):
-        return 4
-    return 3 if have == NOT_STATED or have in vertical.audiences.get(want, []) else 2
-
-
-def _style(vertical: Vertical, want: str, item: Attributes) -> int:
-    have = item.get("style", NOT_STATED)
-    return 4 if have == want else 3 if have == NOT_STATED else 2
-
-
-def _price(vertical: Vertical, want: str, item: Attributes) -> int:
-    if "price" not in item:
-        return 3
-    limit, price = float(want), float(item["price"])
-    return 4 if price <= limit else 3 if price <= limit * (1 + vertical.price_tolerance) else 2
-
-
-_RULES: dict[str, Callable[[Vertical, str, Attributes], int]] = {
-    "category": _category,
-    "brand": _brand,
-    "audience": _audience,
-    "price": _price,
-    "material": _material,
-    "color": _color,
-    "style": _style,
-}
+def example_problems(vertical: Vertical, rule: Rule) -> Iterator[Problem]:
+    """Run a rule's worked examples; paths begin at the rule."""
+    for at, example in enumerate(rule.examples):
+        where = ("examples", at)
+        dimension = example.dimension or rule.dimension
+        if dimension not in vertical.dimensions:
+            known = nearest(dimension, vertical.dimensions)
+            yield Problem(where, f"rule {rule.id!r}: {vertical.name} has no dimension {dimension!r}; {known}")
+            continue
+        kind = vertical.dimensions[dimension]
+        if example.asked not in kind.demands():
+            hint = nearest(example.asked, kind.demands())
+            yield Problem(where, f"rule {rule.id!r}: unknown {dimension} {example.asked!r}; {hint}")
+            continue
+        item = {} if example.found is None else kind.attributes(dimension, example.found)
+        step = verdict(vertical, Demand(dimension, example.asked, example.asked, rule.negated), item)
+        if step.rule != rule.id:
+            said = f"asked {example.asked!r}, found {step.found!r} fires {step.rule!r} (level {step.level})"
+            yield Problem(where, f"rule {rule.id!r}: {said} instead; correct the example or the rule")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from typing import NamedTuple
 
 LABELS: tuple[str, ...] = ("L1", "L2", "L3", "L4")
 """L1 irrelevant category, L2 attribute conflict or related category, L3 partial, L4 full match."""
@@ -51,8 +52,7 @@ WORDS: dict[int, str] = {4: "match", 3: "near", 2: "conflict", 1: "unrelated"}
 """The word for each level in a chain of thought."""
 
 
-@dataclass(frozen=True, order=True)
-class Demand:
+class Demand(NamedTuple):
     """One requirement of a query.
 
     Attributes:
@@ -70,12 +70,23 @@ class Demand:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How an item meets one demand: the level it allows (1-4) and the evidence it rests on."""
+    """How an item meets one demand.
+
+    Attributes:
+        dimension: key of ``DIMENSIONS``.
+        demanded: the value asked for, after "not" where it is unwanted.
+        found: the evidence, "none" where the item states nothing.
+        level: the level it allows, 1-4.
+        rule: id of the rule that fired.
+        reason: of that rule.
+    """
 
     dimension: str
     demanded: str
     found: str
     level: int
+    rule: str
+    reason: str
 
     @property
     def word(self) -> str:
@@ -85,7 +96,7 @@ class Verdict:
 
 def dump_demands(demands: Iterable[Demand]) -> str:
     """Demands as the JSON list stored in ``queries.demands``."""
-    return json.dumps([asdict(demand) for demand in demands])
+    return json.dumps([demand._asdict() for demand in demands])
 
 
 def load_demands(text: str) -> tuple[Demand, ...]:
@@ -94,5 +105,5 @@ def load_demands(text: str) -> tuple[Demand, ...]:
 
 
 Attributes = Mapping[str, str]
-"""What is known of an item, dimension -> value; ``material_share`` holds the cotton percentage. A missing
-key means "not stated"."""
+"""What is known of an item, dimension -> value; ``<dimension>_share`` holds the percentage of a value that
+makes up only a part of the item ("92" for cotton 92). A missing key means "not stated"."""

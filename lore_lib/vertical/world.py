@@ -16,23 +16,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from lore_lib.errors import DataError
 from lore_lib.rng import generator
-from lore_lib.vertical.definition import Vertical
+from lore_lib.vertical.definition import PICTURED, Vertical, WorldSpec
+from lore_lib.vertical.kinds import JOIN, NOT_STATED, Limit
 from lore_lib.vertical.picture import render_picture
-from lore_lib.vertical.rules import NOT_STATED, PURE_COTTON, Judgement, judge, verdict
+from lore_lib.vertical.rules import Judgement, judge, share_key, verdict
 from lore_lib.vertical.schema import Demand, dump_demands
 
-EXTRA_DIMENSIONS: dict[str, float] = {
-    "color": 0.30, "material": 0.20, "audience": 0.18, "price": 0.12, "brand": 0.10, "style": 0.10,
-}  # fmt: skip
-"""Share of each dimension among the demands a query makes beside its category."""
+OMITTED, MISSTATED = 0.30, 0.10
+"""Shares of items whose CPV leaves the pictured dimension out, and states a wrong value."""
 
-NEGATED_SHARE = 0.08
-SLANG_SHARE = 0.30
-QUESTION_SHARE = 0.06
-SHOPS = ("citymall", "homebay", "trendbox", "outletone")
-SIZES = {"shoes": "narrow wide", "bags": "one size", "bedding": "single double", "living": "small large"}
-HYPE = ("new", "hot", "classic", "premium", "soft", "daily")
+_NOTHING: frozenset[str] = frozenset()
+
+ATTRACTION = {"L4": 12.0, "L3": 4.0, "L2": 0.5, "L1": 0.05}
+"""Mean number of clicks on an item of each label."""
 
 
 @dataclass(frozen=True)
@@ -65,57 +63,81 @@ class Item:
     shop: str
     selling_points: str
 
-    @property
-    def stated(self) -> dict[str, str]:
-        """Attributes as the text states them (no picture)."""
-        said = {key: value for key, value in self.truth.items() if key in ("category", "price")}
-        for key in ("brand", "audience", "style", "color"):
-            if key in self.cpv:
-                said[key] = self.cpv[key]
-        material = self.cpv.get("material", "")
-        if material:
-            name, _, share = material.partition(" ")
-            said |= {"material": name} | ({"material_share": share} if share else {})
-        return said
-
 
 @dataclass
 class World:
-    """A generator of queries and items for one vertical."""
+    """A generator of queries and items for one vertical.
+
+    Raises:
+        DataError: the vertical has no section ``world``.
+    """
 
     vertical: Vertical
-    _candidates: dict[tuple[str, str, int], list[dict[str, str]]] = field(default_factory=dict)
+    _candidates: dict[tuple[tuple[Demand, ...], int], list[dict[str, str]]] = field(default_factory=dict)
     _values: dict[str, list[dict[str, str]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.vertical.world is None:
+            raise DataError(f"vertical {self.vertical.name!r} has no section 'world' and no tables; give one")
+        self.spec: WorldSpec = self.vertical.world
+        self._points = [
+            (dimension, frozenset(value.split(JOIN)), f"{surface} ({value})")
+            for surface, entry in self.vertical.lexicon.items()
+            for dimension, value in entry.means.items()
+        ]
 
     def draw_query(self, rng: np.random.Generator, extra: int | None = None, slang: bool = True) -> Query:
         """Draw a query.
 
         Args:
             rng: source of randomness.
-            extra: number of demands beside the category, 1-3; drawn when None.
+            extra: number of dimensions beside the category, at most those of ``asks``; 1-3 when None.
+                Dimensions that no category has together are left out.
             slang: whether surfaces from the lexicon may appear.
         """
         count = int(rng.choice([1, 2, 3], p=[0.3, 0.45, 0.25])) if extra is None else extra
-        names = list(EXTRA_DIMENSIONS)
-        chosen = rng.choice(names, size=count, replace=False, p=list(EXTRA_DIMENSIONS.values()))
-        demands = [self.draw_demand(dimension, rng, slang) for dimension in ("category", *map(str, chosen))]
-        question = bool(rng.random() < QUESTION_SHARE)
-        return Query(_query_text(demands, question, rng), self._intent(demands, question), tuple(demands))
+        names = rng.choice(list(self.spec.asks), size=count, replace=False, p=list(self.spec.asks.values()))
+        groups = set(self.vertical.taxonomy.groups)
+        chosen = []
+        for name in map(str, names):
+            if fitting := groups & set(self.spec.only.get(name, groups)):
+                groups = fitting
+                chosen.append(name)
+        demands = [*self.draw_demands("category", rng, slang, groups)]
+        for name in chosen:
+            demands += self.draw_demands(name, rng, slang)
+        question = bool(rng.random() < self.spec.question_share)
+        return Query(self._text(demands, question, rng), self._intent(demands, question), tuple(demands))
 
-    def draw_demand(self, dimension: str, rng: np.random.Generator, slang: bool = True) -> Demand:
-        """Draw one demand of a dimension: a plain value, a nickname of the lexicon, or a negation."""
-        if dimension in ("color", "material", "brand") and rng.random() < NEGATED_SHARE:
-            values = list(self.vertical.colors) if dimension == "color" else self.vertical.values(dimension)
-            value = str(rng.choice([v for v in values if v not in ("cotton", PURE_COTTON)]))
-            return Demand(dimension, value, f"{value} dupe" if dimension == "brand" else f"not {value}", True)
-        nicknames = [s for s, entry in self.vertical.lexicon.items() if dimension in entry.means]
-        if slang and nicknames and rng.random() < SLANG_SHARE:
+    def draw_demands(
+        self, dimension: str, rng: np.random.Generator, slang: bool = True, groups: set[str] | None = None
+    ) -> tuple[Demand, ...]:
+        """Draw what a query says of one dimension: a plain value, a negation, or slang, which may be worth
+        several demands.
+
+        Args:
+            dimension: one that the vertical has.
+            rng: source of randomness.
+            slang: whether surfaces from the lexicon may appear.
+            groups: for the category, the groups to draw from; None for all.
+        """
+        kind, spec = self.vertical.dimensions[dimension], self.spec
+        if dimension in spec.negations and rng.random() < spec.negated_share:
+            value = str(rng.choice(kind.negatable()))
+            return (Demand(dimension, value, spec.negations[dimension].replace("{}", value), True),)
+        values = [v for v in kind.demands() if groups is None or self.vertical.group_of[v] in groups]
+        nicknames = [
+            s
+            for s, entry in self.vertical.lexicon.items()
+            if dimension in entry.means and (groups is None or entry.means[dimension] in values)
+        ]
+        if slang and nicknames and rng.random() < spec.slang_share:
             surface = str(rng.choice(nicknames))
-            return Demand(dimension, self.vertical.lexicon[surface].means[dimension], surface)
-        values = self.vertical.values(dimension)
-        weights = np.array([4.0 if v == PURE_COTTON else 1.0 for v in values])
+            return self.vertical.lexicon[surface].demands(surface)
+        emphasis = spec.weights.get(dimension, {})
+        weights = np.array([emphasis.get(v, 1.0) for v in values])
         value = str(rng.choice(values, p=weights / weights.sum()))
-        return Demand(dimension, value, value)
+        return (Demand(dimension, value, value),)
 
     def _intent(self, demands: list[Demand], question: bool) -> str:
         if any(d.negated for d in demands):
@@ -127,109 +149,93 @@ class World:
             return "SS" if "SS" in slang else "DJ"
         return "QA" if question else "MA" if len(demands) >= 4 else "plain"
 
+    def _text(self, demands: list[Demand], question: bool, rng: np.random.Generator) -> str:
+        surface = {d.dimension: d.surface for d in demands}
+        front = [surface[name] for name in self.spec.front if name in surface]
+        if rng.random() < 0.5:
+            front.reverse()
+        back = [said.replace("{}", surface[name]) for name, said in self.spec.back.items() if name in surface]
+        text = " ".join([*front, surface["category"], *back])
+        return f"is there a {text} ?" if question else text
+
     def draw_item(self, query: Query, level: int, rng: np.random.Generator) -> Item:
         """Draw an item whose gold label for ``query`` is ``L<level>`` where the vocabulary allows it."""
-        levels = {d.dimension: 4 for d in query.demands}
+        demands: dict[str, tuple[Demand, ...]] = {}
+        for demand in query.demands:
+            demands[demand.dimension] = (*demands.get(demand.dimension, ()), demand)
+        levels = dict.fromkeys(demands, 4)
         if level == 1:
-            levels = {d.dimension: int(rng.choice([2, 3, 4])) for d in query.demands} | {"category": 1}
+            levels = {name: int(rng.choice([2, 3, 4])) for name in demands} | {"category": 1}
         elif level < 4:
-            able = [d.dimension for d in query.demands if self.options(d, level)]
-            levels |= {d.dimension: 3 for d in query.demands if rng.random() < 0.15 and self.options(d, 3)}
+            able = [name for name, asked in demands.items() if self.options(asked, level)]
+            near = [n for n, asked in demands.items() if rng.random() < 0.15 and self.options(asked, 3)]
+            levels |= dict.fromkeys(near, 3)
             if able:
                 levels[str(rng.choice(able))] = level
         truth = self._background(rng)
-        for demand in query.demands:
-            options = self.options(demand, levels[demand.dimension]) or self.options(demand, 4)
+        for name, asked in demands.items():
+            options = self.options(asked, levels[name]) or self.options(asked, 4)
             values = options[int(rng.integers(len(options)))]
-            truth = {k: v for k, v in truth.items() if k.partition("_")[0] != demand.dimension} | values
-        truth = {key: value for key, value in truth.items() if value != NOT_STATED}
+            truth = {k: v for k, v in truth.items() if k not in (name, share_key(name))} | values
+        group = self.vertical.group_of[truth["category"]]
+        lacking = [n for n, only in self.spec.only.items() if group not in only and n != PICTURED]
+        truth = {k: v for k, v in truth.items() if v != NOT_STATED and k not in lacking}
         return self._describe(truth, rng)
 
-    def options(self, demand: Demand, level: int) -> list[dict[str, str]]:
-        """Attribute values of one dimension that reach exactly ``level`` for this demand."""
-        key = (demand.dimension, f"{demand.value}/{demand.negated}", level)
-        if key not in self._candidates:
-            every = self._attribute_values(demand.dimension)
-            self._candidates[key] = [
+    def options(self, demands: tuple[Demand, ...], level: int) -> list[dict[str, str]]:
+        """Attribute values of one dimension whose lowest verdict over its demands is exactly ``level``."""
+        if (demands, level) not in self._candidates:
+            self._candidates[demands, level] = [
                 values
-                for values in every
-                if verdict(self.vertical, demand, {k: v for k, v in values.items() if v != NOT_STATED}).level
-                == level
-                and not (demand.dimension == "price" and not _near_limit(values["price"], demand.value))
+                for values in self._attribute_values(demands[0].dimension)
+                if min(verdict(self.vertical, demand, values).level for demand in demands) == level
+                and self._telling(demands[0], values)
             ]
-        return self._candidates[key]
+        return self._candidates[demands, level]
+
+    def _telling(self, demand: Demand, values: dict[str, str]) -> bool:
+        """Keep numbers within a factor of about two of their limit, so that thresholds matter."""
+        if not isinstance(self.vertical.dimensions[demand.dimension], Limit):
+            return True
+        return 0.5 * float(demand.value) <= float(values[demand.dimension]) <= 1.7 * float(demand.value)
 
     def _attribute_values(self, dimension: str) -> list[dict[str, str]]:
         """Every value an item may have in one dimension (``NOT_STATED`` included where it may be missing)."""
         if dimension not in self._values:
-            self._values[dimension] = self._all_values(dimension)
+            kind = self.vertical.dimensions[dimension]
+            missing = [NOT_STATED] if dimension in self.spec.optional else []
+            self._values[dimension] = [kind.attributes(dimension, text) for text in [*kind.found(), *missing]]
         return self._values[dimension]
-
-    def _all_values(self, dimension: str) -> list[dict[str, str]]:
-        v = self.vertical
-        if dimension == "material":
-            kinds = [{"material": m} for m in v.materials if m != "cotton"]
-            return kinds + [{"material": "cotton", "material_share": str(s)} for s in v.cotton_shares]
-        table: dict[str, list[str]] = {
-            "category": list(v.group_of),
-            "color": list(v.shades),
-            "audience": list(v.audiences),
-            "brand": [*v.brands, NOT_STATED],
-            "style": [*v.styles, NOT_STATED],
-            "price": [str(p) for p in range(12, 181)],
-        }
-        return [{dimension: value} for value in table[dimension]]
 
     def _background(self, rng: np.random.Generator) -> dict[str, str]:
         attributes: dict[str, str] = {}
-        for dimension in ("category", "color", "material", "audience", "brand", "style", "price"):
+        for dimension in self.vertical.dimensions:
             options = self._attribute_values(dimension)
             attributes |= options[int(rng.integers(len(options)))]
         return attributes
 
     def _describe(self, truth: dict[str, str], rng: np.random.Generator) -> Item:
-        v = self.vertical
-        cpv: dict[str, str] = {key: truth[key] for key in ("brand", "audience", "style") if key in truth}
-        cpv["material"] = truth["material"] + (
-            f" {truth['material_share']}" if "material_share" in truth else ""
-        )
+        shades, spec = self.vertical.shades, self.spec
+        cpv = {
+            name: f"{truth[name]} {truth[share_key(name)]}" if share_key(name) in truth else truth[name]
+            for name in spec.cpv
+            if name in truth
+        }
         draw = rng.random()
-        if draw < 0.10:
-            cpv["color"] = str(rng.choice([s for s in v.shades if s != truth["color"]]))
-        elif draw > 0.40:
-            cpv["color"] = truth["color"]
-        words = [truth.get("brand", ""), str(rng.choice(HYPE))]
-        words += [cpv.get("color", "")] if rng.random() < 0.4 else []
+        if draw < MISSTATED:
+            cpv[PICTURED] = str(rng.choice([s for s in shades if s != truth[PICTURED]]))
+        elif draw > MISSTATED + OMITTED:
+            cpv[PICTURED] = truth[PICTURED]
+        words = [truth.get("brand", ""), str(rng.choice(spec.hype))]
+        words += [cpv.get(PICTURED, "")] if rng.random() < 0.4 else []
         title = " ".join(word for word in (*words, truth["category"]) if word)
-        nicknames = [s for s, e in v.lexicon.items() if all(truth.get(d) == x for d, x in e.means.items())]
-        told = [s for s in nicknames if rng.random() < 0.7]
-        points = "; ".join(f"{s} ({next(iter(v.lexicon[s].means.values()))})" for s in told)
-        shop = (
-            f"{truth['brand']} official"
-            if "brand" in truth and rng.random() < 0.3
-            else str(rng.choice(SHOPS))
-        )
-        sizes = SIZES.get(v.group_of[truth["category"]], "S M L")
-        return Item(truth, title, cpv, sizes, shop, points)
-
-
-def _near_limit(price: str, limit: str) -> bool:
-    """Keep prices within a factor of about two of the limit, so that thresholds matter."""
-    return 0.5 * float(limit) <= float(price) <= 1.7 * float(limit)
-
-
-def _query_text(demands: list[Demand], question: bool, rng: np.random.Generator) -> str:
-    surface = {d.dimension: d.surface for d in demands}
-    if "audience" in surface:
-        surface["audience"] = f"for {surface['audience']}"
-    if "price" in surface:
-        surface["price"] = f"under {surface['price']}"
-    front = [surface[d] for d in ("style", "color", "material", "brand") if d in surface]
-    if rng.random() < 0.5:
-        front.reverse()
-    back = [surface[d] for d in ("audience", "price") if d in surface]
-    text = " ".join([*front, surface["category"], *back])
-    return f"is there a {text} ?" if question else text
+        held = {name: frozenset(value.split(JOIN)) for name, value in truth.items()}
+        true = [point for name, values, point in self._points if values <= held.get(name, _NOTHING)]
+        points = "; ".join(point for point in true if rng.random() < 0.7)
+        official = "brand" in truth and rng.random() < 0.3
+        shop = f"{truth['brand']} official" if official else str(rng.choice(spec.shops))
+        group = self.vertical.group_of[truth["category"]]
+        return Item(truth, title, cpv, spec.variants.get(group, spec.variants.get("", "")), shop, points)
 
 
 def pair_kind(vertical: Vertical, query: Query, item: Item, gold: Judgement) -> str:
@@ -238,9 +244,9 @@ def pair_kind(vertical: Vertical, query: Query, item: Item, gold: Judgement) -> 
     Order: the picture (``visual``), the lexicon (``knowledge``), the industry rules (``boundary``), else
     ``plain``.
     """
-    seen = {key: value for key, value in item.truth.items() if key != "color"}
-    text_only = seen | ({"color": item.stated["color"]} if "color" in item.stated else {})
-    if judge(vertical, query.demands, text_only).label != gold.label:
+    seen = {key: value for key, value in item.truth.items() if key != PICTURED}
+    stated = {PICTURED: item.cpv[PICTURED]} if PICTURED in item.cpv else {}
+    if judge(vertical, query.demands, seen | stated).label != gold.label:
         return "visual"
     known = [d for d in query.demands if d.surface not in vertical.lexicon]
     if not known or judge(vertical, known, item.truth).label != gold.label:
@@ -270,41 +276,50 @@ def generate_tables(
     Returns:
         Frames with the columns of ``data/README.md``.
     """
+    tables: dict[str, list[dict[str, Any]]] = {"items": [], "queries": [], "pairs": [], "clicks": []}
+    for name, row in world_rows(vertical, queries_per_split, pairs_per_query, clicked_per_query, seed):
+        tables[name].append(row)
+    return {name: pd.DataFrame(rows) for name, rows in tables.items()}
+
+
+def world_rows(
+    vertical: Vertical,
+    queries_per_split: dict[str, int],
+    pairs_per_query: int,
+    clicked_per_query: int,
+    seed: int,
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of :func:`generate_tables` one by one, each with the name of its table.
+
+    Of what was made, only the texts of a split's queries are kept in memory (against repetition).
+    """
     world = World(vertical)
-    rows: dict[str, list[dict[str, Any]]] = {"items": [], "queries": [], "pairs": [], "clicks": []}
     for split, count in queries_per_split.items():
         rng = generator(seed, "world", vertical.name, split)
         for index, query in enumerate(_distinct_queries(world, split, count, rng)):
             query_id = f"{split}-q{index:05d}"
             frequency = int(np.ceil(20_000 / (index + 3)))
-            rows["queries"].append(
-                {"query_id": query_id, "query": query.text, "intent": query.intent, "frequency": frequency,
-                 "demands": dump_demands(query.demands), "split": split}
-            )  # fmt: skip
+            yield "queries", {
+                "query_id": query_id, "query": query.text, "intent": query.intent, "frequency": frequency,
+                "demands": dump_demands(query.demands), "split": split,
+            }  # fmt: skip
             levels = [*(1 + (index + np.arange(pairs_per_query)) % 4), *[4] * clicked_per_query]
             for position, level in enumerate(levels):
                 item = world.draw_item(query, int(level), rng)
                 item_id = f"{split}-i{index:05d}-{position}"
                 gold = judge(vertical, query.demands, item.truth)
-                rows["items"].append(_item_row(vertical, item_id, item))
+                yield "items", _item_row(world, item_id, item)
                 if position < pairs_per_query:
-                    rows["pairs"].append(
-                        {
-                            "pair_id": f"{split}-p{index:05d}-{position}",
-                            "query_id": query_id,
-                            "item_id": item_id,
-                            "label": gold.label,
-                            "mismatch": gold.mismatch,
-                            "path": json.dumps([vars(s) for s in gold.path]),
-                            "kind": pair_kind(vertical, query, item, gold),
-                            "split": split,
-                        }
-                    )
-                attraction = {"L4": 12.0, "L3": 4.0, "L2": 0.5, "L1": 0.05}[gold.label]
-                clicks = int(rng.poisson(attraction))
+                    yield "pairs", {
+                        "pair_id": f"{split}-p{index:05d}-{position}",
+                        "query_id": query_id, "item_id": item_id,
+                        "label": gold.label, "mismatch": gold.mismatch,
+                        "path": json.dumps([vars(step) for step in gold.path]),
+                        "kind": pair_kind(vertical, query, item, gold), "split": split,
+                    }  # fmt: skip
+                clicks = int(rng.poisson(ATTRACTION[gold.label]))
                 if clicks:
-                    rows["clicks"].append({"query_id": query_id, "item_id": item_id, "clicks": clicks})
-    return {name: pd.DataFrame(table) for name, table in rows.items()}
+                    yield "clicks", {"query_id": query_id, "item_id": item_id, "clicks": clicks}
 
 
 def _distinct_queries(world: World, split: str, count: int, rng: np.random.Generator) -> Iterator[Query]:
@@ -316,8 +331,9 @@ def _distinct_queries(world: World, split: str, count: int, rng: np.random.Gener
             yield query
 
 
-def _item_row(vertical: Vertical, item_id: str, item: Item) -> dict[str, Any]:
-    group = vertical.group_of[item.truth["category"]]
+def _item_row(world: World, item_id: str, item: Item) -> dict[str, Any]:
+    vertical, category = world.vertical, item.truth["category"]
+    outline = world.spec.silhouettes[vertical.group_of[category]]
     return {
         "item_id": item_id,
         "title": item.title,
@@ -326,7 +342,7 @@ def _item_row(vertical: Vertical, item_id: str, item: Item) -> dict[str, Any]:
         "shop": item.shop,
         "price": float(item.truth["price"]),
         "selling_points": item.selling_points,
-        "industry": vertical.industry_of[item.truth["category"]],
+        "industry": vertical.industry_of[category],
         "truth": json.dumps(item.truth),
-        "picture": render_picture(vertical.shades[item.truth["color"]], group),
+        "picture": render_picture(vertical.shades[item.truth[PICTURED]], outline),
     }

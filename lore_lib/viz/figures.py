@@ -15,7 +15,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib import figure as mpl
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, PercentFormatter
+from matplotlib.ticker import EngFormatter, FuncFormatter, PercentFormatter
 from numpy.typing import ArrayLike, NDArray
 
 from lore_lib.sampling.strata import STRATA
@@ -69,6 +69,44 @@ def effects_figure(table: pd.DataFrame, title: str) -> Figure:
     axes.set_xlim(-0.5, len(metrics) - 0.5)
     _share_axis(axes, "share of pairs, 95 % interval")
     return _legend_right(figure, axes)
+
+
+def difference_figure(table: pd.DataFrame, title: str) -> Figure:
+    """Paired differences with their intervals (a forest plot), one panel per metric, one row per comparison.
+
+    A filled marker has its interval off 0, a hollow one cannot be told from 0.
+
+    Args:
+        table: difference (such as "naive - direct"), metric, value, low, high (shares of pairs; NaN low and
+            high for no interval).
+        title: what is seen.
+    """
+    metrics, names = (list(dict.fromkeys(table[column])) for column in ("metric", "difference"))
+    figure = Figure(figsize=(SIZE[0] * 1.2, 0.45 * len(names) + 1.6), layout="constrained")
+    grid = figure.subplots(1, len(metrics), squeeze=False, sharey=True, sharex=True).ravel()
+    for axes, metric in zip(grid, metrics, strict=True):
+        rows = table[table["metric"] == metric].set_index("difference").reindex(names)
+        apart = (rows["low"] > 0) | (rows["high"] < 0)
+        for place, name in enumerate(names):
+            row = rows.loc[[name]]
+            axes.errorbar(
+                row["value"],
+                [place],
+                xerr=_arms(row),
+                fmt="o",
+                color=PALETTE[0],
+                markerfacecolor=PALETTE[0] if apart[name] else "white",
+                capsize=3,
+            )
+        axes.axvline(0, color=GREY, linestyle="dashed", linewidth=1)
+        axes.set_title(metric, fontsize=10)
+        axes.xaxis.set_major_formatter(FuncFormatter(_points))
+        _tidy(axes, "x")
+    grid[0].set_yticks(range(len(names)), names)
+    grid[0].set_ylim(len(names) - 0.5, -0.5)
+    figure.supxlabel("difference in percentage points, 95 % interval (hollow: spans 0)", fontsize=9)
+    figure.suptitle(fill(title, TITLE_CHARACTERS), fontsize=11, x=0.01, horizontalalignment="left")
+    return figure
 
 
 def pass_at_k_curve(table: pd.DataFrame, title: str, labels: int = 4) -> Figure:
@@ -249,20 +287,23 @@ def latency_cdf(latencies_ms: Mapping[str, NDArray[np.float64]], title: str) -> 
     levels = np.linspace(0, 1, 501)
     for index, (name, samples) in enumerate(latencies_ms.items()):
         axes.plot(
-            np.quantile(samples, levels),
+            np.quantile(samples, levels) / 1000,
             levels,
             color=PALETTE[index % len(PALETTE)],
             linestyle=_dash(index),
             label=name,
         )
     axes.set_xscale("log")
-    axes.set_xlabel("latency (ms, log scale)")
+    axes.xaxis.set_major_formatter(EngFormatter("s"))  # 10 µs, 1 ms, 1 s
+    axes.set_xlabel("latency (log scale)")
     _share_axis(axes, "share of requests answered")
     return _legend_right(figure, axes)
 
 
 def frontier_figure(table: pd.DataFrame, title: str, cost: str, quality: str) -> Figure:
     """Quality against cost of each routing policy; up and left is better.
+
+    The cost axis turns logarithmic, with a place for 0, when the costs above 0 span more than a decade.
 
     Args:
         table: policy, cost, value, low, high.
@@ -283,9 +324,11 @@ def frontier_figure(table: pd.DataFrame, title: str, cost: str, quality: str) ->
             color=PALETTE[index % len(PALETTE)],
             label=policy,
         )
-    least = float(np.nan_to_num(table["cost"].where(table["cost"] > 0).min(), nan=1.0))
-    axes.set_xscale("symlog", linthresh=least)  # logarithmic, and yet with a place for a cost of 0
-    axes.set_xlim(left=-0.1 * least)
+    paid = table["cost"][table["cost"] > 0]
+    if len(paid) and paid.max() > 10 * paid.min():
+        axes.set_xscale("symlog", linthresh=paid.min())
+        axes.set_xlim(left=-0.1 * paid.min())
+        cost += " (log scale)"
     axes.set_xlabel(cost)
     axes.set_ylabel(f"{quality}, 95 % interval")
     return _legend_right(figure, axes)
@@ -422,6 +465,10 @@ def _offsets(count: int) -> NDArray[np.float64]:
 
 def _dash(index: int) -> str:
     return ("solid", "dashed", "dashdot", "dotted")[index % 4]
+
+
+def _points(share: float, _: int) -> str:
+    return "0" if abs(share) < 5e-4 else f"{100 * share:+.3g}"
 
 
 def _thousands(value: float, _: int) -> str:

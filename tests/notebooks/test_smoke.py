@@ -1,13 +1,16 @@
 """Every notebook, in order, at profile smoke; then what they left behind is checked."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from lore_lib.artifacts import read_manifest
 from lore_lib.run.report import write_html
-from lore_lib.run.runner import StageResult, run_stages
+from lore_lib.run.runner import KERNEL, StageResult, install_kernel, run_stages
 from lore_lib.run.stage import STAGES
 
 pytestmark = [pytest.mark.notebook, pytest.mark.timeout(1200)]
@@ -69,3 +72,23 @@ def test_the_whole_chain_makes_one_page(chain: dict[str, StageResult]) -> None:
 
 def test_a_second_run_has_nothing_to_do(chain: dict[str, StageResult]) -> None:
     assert {result.outcome for result in run_stages("smoke", run="smoke")} == {"unchanged"}
+
+
+def test_plain_papermill_runs_a_notebook_from_any_folder(root: Path, tmp_path: Path) -> None:
+    install_kernel()
+    environment = {name: value for name, value in os.environ.items() if name != "LORE_ROOT"}
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        str(root / "notebooks" / "00_start_here.ipynb"),
+        "out.ipynb",
+    ]
+    done = subprocess.run(
+        [*command, "-k", KERNEL, "-p", "PROFILE", "smoke", "-p", "RUN", "elsewhere"],
+        cwd=tmp_path, env=environment | {"LORE_OUTPUTS": str(tmp_path / "outputs")},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out.ipynb").is_file()
+    assert read_manifest(tmp_path / "outputs" / "elsewhere" / "00_start_here").profile == "smoke"

@@ -16,8 +16,8 @@ from lore_lib.rng import generator
 from lore_lib.sampling.engine import HfEngine, Sampling, chat_text, load_model, load_tokenizer, sample_pairs
 from lore_lib.sampling.pass_at_k import effects_table
 from lore_lib.training.sft import SftJob, train_sft, training_history
+from lore_lib.vertical.adapters import icecat
 from lore_lib.vertical.definition import Vertical
-from lore_lib.vertical.icecat import read_icecat
 from lore_lib.vertical.tables import SPLITS
 
 pytestmark = pytest.mark.real_data
@@ -31,7 +31,7 @@ TRAIN, TEST = 256, 40  # pairs
 
 @pytest.fixture(scope="module")
 def tables() -> dict[str, pd.DataFrame]:
-    return read_icecat(FOLDER)
+    return icecat.read(FOLDER)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from lore_lib.vertical.picture import render_picture
 
 SHADES = load_vertical("apparel_home").shades
 CAPTIONER = PixelCaptioner(load_vertical("apparel_home"))
-NAVY = render_picture((16, 24, 88), "tops")
+NAVY = render_picture((16, 24, 88), [(9, 5), (23, 5), (23, 28), (9, 28)])
 
 
 def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
@@ -28,9 +28,10 @@ def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
 
 
 def test_every_shade_on_every_silhouette_is_read_back(vertical: Vertical) -> None:
-    for group in vertical.groups:
+    assert vertical.world
+    for group, outline in vertical.world.silhouettes.items():
         for shade, rgb in vertical.shades.items():
-            assert CAPTIONER(render_picture(rgb, group)) == shade, (group, shade)
+            assert CAPTIONER(render_picture(rgb, outline)) == shade, (group, shade)
 
 
 def test_the_pictures_of_the_world_show_the_true_colour(

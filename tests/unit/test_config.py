@@ -46,7 +46,7 @@ def test_a_config_is_frozen() -> None:
     [
         ({"grpo.learning_rat": 1}, "did you mean 'learning_rate'?"),
         ({"gppo.seeds": [1]}, "did you mean 'grpo.seeds'?"),
-        ({"train_pairs": 3}, "did you mean 'sft.train_pairs'?"),
+        ({"pool_pairs": 3}, "did you mean 'sampling.pool_pairs'?"),
         ({"learning_rate": 3}, "say which: sft.learning_rate, grpo.learning_rate"),
         ({"qqq": 3}, "sections: model, world"),
         ({"seed": 3}, "pass --seed"),
@@ -57,7 +57,7 @@ def test_a_config_is_frozen() -> None:
         ({"grpo.epsilon_high": 0.1}, "use epsilon_high=0.2 or more"),
         ({"sampling.k": 9}, "use k<=8 or n=9"),
         ({"serving.head_share": 0.9}, "use torso_share<=0.1"),
-        ({"sft.arms": []}, "sft.arms"),
+        ({"cot.arms": []}, "cot.arms"),
         ({"sft.epochs": 0}, "greater than 0"),
         (
             {"grpo.prompts_per_rollout": 3, "grpo.updates_per_rollout": 5},

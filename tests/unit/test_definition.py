@@ -1,5 +1,6 @@
 """Reading a vertical's YAML: each mistake is named, and all of them at once."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +9,21 @@ import yaml
 
 from lore_lib.artifacts import project_root
 from lore_lib.errors import DataError
-from lore_lib.vertical.definition import Vertical, load_vertical, read_vertical
+from lore_lib.vertical.definition import Vertical, load_vertical, read_vertical, vertical_problems
 
 BUNDLED = "data/verticals/apparel_home/vertical.yaml"
 
 
-@pytest.fixture
-def fields() -> dict[str, Any]:
-    """The bundled file as plain data, to be broken."""
+@pytest.fixture(scope="module")
+def bundled() -> dict[str, Any]:
+    """The bundled file as plain data."""
     return dict(yaml.safe_load((project_root() / BUNDLED).read_text(encoding="utf-8")))
+
+
+@pytest.fixture
+def fields(bundled: dict[str, Any]) -> dict[str, Any]:
+    """The bundled file as plain data, to be broken."""
+    return copy.deepcopy(bundled)
 
 
 def problems_of(fields: object, folder: Path) -> str:
@@ -31,16 +38,10 @@ def problems_of(fields: object, folder: Path) -> str:
 def test_the_bundled_vertical_loads_and_is_frozen(vertical: Vertical) -> None:
     assert vertical.name == "apparel_home"
     assert vertical.industry_of["sheet"] == "home"
-    assert vertical.family_of["navy"] == "blue"
-    assert vertical.family_of["blue"] == "blue"
+    assert vertical.shades["navy"] == (16, 24, 88)
+    assert vertical.values("season") == []
     with pytest.raises(ValueError, match="frozen"):
         vertical.title = "x"
-
-
-def test_no_word_of_the_vertical_stands_in_two_vocabularies(vertical: Vertical) -> None:
-    dimensions = ("category", "color", "material", "audience", "brand", "style")
-    words = [word for name in dimensions for word in vertical.values(name)] + list(vertical.lexicon)
-    assert len(words) == len(set(words))
 
 
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
@@ -64,18 +65,26 @@ def test_yaml_that_is_no_mapping_is_refused(content: object, tmp_path: Path) -> 
 
 
 def test_every_wrong_field_is_listed_in_one_error(fields: dict[str, Any], tmp_path: Path) -> None:
-    del fields["styles"]
-    fields |= {"flavours": ["mint"], "price_tolerance": "a tenth", "blend_share": 0.5}
+    del fields["title"]
+    fields |= {"flavours": ["mint"]}
+    fields["dimensions"]["color"]["families"]["red"]["crimson"] = "red"
+    fields["dimensions"]["style"]["kind"] = "sett"
+    fields["world"]["slang_share"] = 1.5
+    fields["rules"] = [
+        {"id": "x", "dimension": "color", "when": "same", "level": 5, "reason": "r", "examples": []}
+    ]
     fields["lexicon"]["klein"] = {"intent": "XX", "means": {"color": "cobalt"}}
     fields["lexicon"]["latte"] = {"intent": "DJ", "means": {"colour": "camel"}}
     fields["lexicon"]["flax"] = {"intent": "DJ", "means": {"material": "linen", "color": "tan"}}
     said = problems_of(fields, tmp_path)
-    assert "7 problem(s)" in said
     for part in (
-        "styles: Field required",
+        "title: Field required",
         "flavours: Extra inputs",
-        "price_tolerance:",
-        "blend_share:",
+        "dimensions.color.families.red",
+        "dimensions.style: Input tag 'sett'",
+        "world.slang_share: Input should be less than or equal to 1",
+        "rules.0.level",
+        "rules.0.examples",
         "lexicon.klein: Value error, intent 'XX' is not one of plain",
         "unknown dimension 'colour'; did you mean 'color'?",
         "exactly one dimension: value, found 2",
@@ -83,28 +92,113 @@ def test_every_wrong_field_is_listed_in_one_error(fields: dict[str, Any], tmp_pa
         assert part in said
 
 
+CONTRADICTIONS: list[tuple[tuple[str | int, ...], Any, tuple[str | int, ...], str]] = [
+    # where, what is written there, where the problem is reported, what it says
+    (("dimensions", "color", "families", "red", "navy"), [1, 2, 3],
+     ("dimensions", "color", "families", "red"), "'navy' stands in two places; keep one"),
+    (("dimensions", "color", "families", "red", "crimson"), [196, 16, 460],
+     ("dimensions", "color", "families", "red", "crimson"), "RGB channels run from 0 to 255"),
+    (("dimensions", "color", "families", "red", "blue"), [1, 2, 3],
+     ("dimensions", "color", "families", "red"), "cyclic: 'blue' is a family and a member of 'red'"),
+    (("dimensions", "category", "groups", "tops"), ["shirt", "dress"],
+     ("dimensions", "category", "groups", "tops"), "'dress' stands in two places"),
+    (("dimensions", "category", "groups", "hats"), ["cap"], ("dimensions", "category", "groups", "hats"),
+     "group 'hats' stands in no industry; add it to one"),
+    (("dimensions", "category", "groups", "bags"), ["tops"], ("dimensions", "category", "groups", "bags"),
+     "cyclic taxonomy: 'tops' is a value and a level above"),
+    (("dimensions", "category", "industries", "tops"), [], ("dimensions", "category", "industries", "tops"),
+     "cyclic taxonomy: 'tops' is a group and an industry"),
+    (("dimensions", "category", "industries", "home"), ["bedding", "livng"],
+     ("dimensions", "category", "industries", "home", 1), "unknown group 'livng'; did you mean 'living'?"),
+    (("dimensions", "category", "near", 0), ["dress", "gwon"], ("dimensions", "category", "near", 0),
+     "unknown value 'gwon'; did you mean 'gown'?"),
+    (("dimensions", "material", "kin", "linen"), "rami", ("dimensions", "material", "kin", "linen"),
+     "unknown kin 'rami'; did you mean 'ramie'?"),
+    (("dimensions", "material", "pure", "pure silk"), "silk", ("dimensions", "material", "pure", "pure silk"),
+     "'pure silk' needs 'shares' of 'silk'"),
+    (("dimensions", "brand", "parents", "Relo"), "Aurela", ("dimensions", "brand", "parents", "Relo"),
+     "unknown parent 'Aurela'; did you mean 'Aurelo'?"),
+    (("dimensions", "brand", "parents", "Aurelo"), "Relo", ("dimensions", "brand", "parents", "Relo"),
+     "cyclic lineage: Relo -> Aurelo -> Relo; cut it at one place"),
+    (("dimensions", "audience", "general", "unisex"), ["woman"],
+     ("dimensions", "audience", "general", "unisex", 0), "unknown value 'woman'; did you mean 'women'?"),
+    (("dimensions", "price", "limits", 0), 500,
+     ("dimensions", "price", "limits", 0), "outside of the items' 12 to 180"),
+    (("dimensions", "style", "values", 0), "a+b",
+     ("dimensions", "style", "values", 0), "holds '+', which joins values"),
+    (("dimensions", "style", "values", 0), "mint", ("dimensions", "style"), "'mint' is a style and a color"),
+    (("dimensions", "seasons"), {"kind": "set", "values": ["summer"]}, ("dimensions", "seasons"),
+     "unknown dimension 'seasons'; did you mean 'season'?"),
+    (("dimensions", "season"), {"kind": "limit", "limits": [3], "lowest": 1, "highest": 9},
+     ("dimensions", "season", "kind"), "no rule for season 'over'"),
+    (("lexicon", "matcha", "means"), {"color": "mintt"}, ("lexicon", "matcha", "means", "color"),
+     "color 'mintt' is unknown; did you mean 'mint'?"),
+    (("lexicon", "matcha", "means"), {"color": "mint+olive"}, ("lexicon", "matcha", "means", "color"),
+     "an item has one color; give one value"),
+    (("lexicon", "mint"), {"intent": "DJ", "means": {"color": "olive"}}, ("lexicon", "mint"),
+     "'mint' is slang and a color"),
+    (("world", "asks", "season"), 0.0, ("world", "asks", "season"), "unknown dimension 'season'"),
+    (("world", "asks", "color"), 0.5, ("world", "asks"), "shares sum to 1.2, not to 1"),
+    (("world", "back", "price"), "under", ("world", "back", "price"), "no {} for the words of the demand"),
+    (("world", "silhouettes", "bags"), [[1, 1]], ("world", "silhouettes"), "group 'bags' needs a silhouette"),
+    (("world", "only"), {"style": ["topps"]},
+     ("world", "only", "style", 0), "unknown group 'topps'; did you mean"),
+    (("rules",), [{"id": "price.near", "dimension": "prise", "when": "over", "level": 3, "reason": "r",
+                   "examples": [{"asked": "40"}]}], ("rules", 0, "dimension"), "unknown dimension 'prise'"),
+    (("rules",), [{"id": "price.far", "dimension": "price", "when": "over", "level": 2, "reason": "r",
+                   "examples": [{"asked": "40"}]}], ("rules", 0, "when"),
+     "2 rules without a bound for price 'over'"),
+    (("rules",), [{"id": "price.near", "dimension": "price", "when": "over", "at_most": 25, "level": 3,
+                   "reason": "r", "examples": [{"asked": "40", "found": "52"}]}], ("rules", 0, "examples", 0),
+     "fires 'price.over' (level 2) instead"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("at", "value", "path", "said"), CONTRADICTIONS, ids=lambda x: str(x)[:40])
+def test_a_contradiction_is_named_with_its_place(
+    fields: dict[str, Any], at: tuple[str | int, ...], value: Any, path: tuple[str | int, ...], said: str
+) -> None:
+    write(fields, at, value)
+    assert [
+        problem for problem in vertical_problems(fields) if problem.path == path and said in problem.message
+    ]
+
+
+def write(fields: Any, at: tuple[str | int, ...], value: Any) -> None:
+    for step in at[:-1]:
+        fields = fields[step]
+    fields[at[-1]] = value
+
+
 def test_every_contradiction_is_listed_in_one_error(fields: dict[str, Any], tmp_path: Path) -> None:
-    fields["colors"]["red"]["navy"] = [16, 24, 88]
-    fields["colors"]["red"]["crimson"] = [196, 16, 460]
-    fields["groups"]["tops"].append("dress")
-    fields["groups"]["hats"] = ["cap"]
-    fields["near_categories"].append(["dress", "gwon"])
-    fields["materials"]["linen"] = "rami"
-    fields["brands"]["Relo"] = "Aurela"
-    fields["audiences"]["kids"] = ["tens"]
-    fields["unisex_fits"] = ["woman"]
-    fields["lexicon"]["matcha"]["means"] = {"color": "mintt"}
+    chosen = [CONTRADICTIONS[n] for n in (0, 1, 6, 8, 9, 11, 13, 14, 19, 25)]
+    for at, value, _, _ in chosen:
+        write(fields, at, value)
     said = problems_of(fields, tmp_path)
-    for part in (
-        "colors: 'navy' stands in two places",
-        "'crimson' is (196, 16, 460); RGB channels run from 0 to 255",
-        "groups: 'dress' stands in two places",
-        "group 'hats' must stand in both 'groups' and 'industries'",
-        "near_categories: unknown category 'gwon'",
-        "materials.linen: unknown kin 'rami'",
-        "brands.Relo: unknown parent 'Aurela'",
-        "unknown audience 'tens'; did you mean 'teens'?",
-        "unknown audience 'woman'; did you mean 'women'?",
-        "lexicon.matcha: color 'mintt' is unknown; did you mean 'mint'?",
-    ):
-        assert part in said
+    assert f"{len(chosen)} problem(s)" in said
+    for _, _, path, message in chosen:
+        assert ".".join(map(str, path)) in said
+        assert message in said
+
+
+def test_a_malformed_word_or_rule_does_not_hide_what_is_wrong_elsewhere(fields: dict[str, Any]) -> None:
+    fields["lexicon"]["klein"] = {"intent": "XX", "means": {"color": "cobalt"}}
+    fields["dimensions"]["brand"]["parents"]["Relo"] = "Aurela"
+    row = {
+        "id": "x",
+        "dimension": "price",
+        "when": "ovr",
+        "level": 2,
+        "reason": "r",
+        "examples": [{"asked": "40"}],
+    }
+    fields["rules"] = [{"id": "broken"}, row]
+    paths = [problem.path for problem in vertical_problems(fields)]
+    assert ("lexicon", "klein") in paths
+    assert ("dimensions", "brand", "parents", "Relo") in paths
+    assert ("rules", 0, "level") in paths
+    assert ("rules", 1, "when") in paths
+
+
+def test_a_sound_vertical_has_no_problems(fields: dict[str, Any]) -> None:
+    assert vertical_problems(fields) == []

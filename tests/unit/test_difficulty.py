@@ -85,6 +85,15 @@ def test_curriculum_is_a_permutation_from_easy_to_hard(correct: list[int], seed:
     assert (np.diff(learnable) <= 0).all()
 
 
+def test_a_shuffled_curriculum_has_the_same_pairs_in_no_order() -> None:
+    pool = hard_sample_pool(pairs_of([2, 4, 7] * 40), 0.0, 120, np.random.default_rng(0))
+    ordered = curriculum_order(pool, np.random.default_rng(1), "shuffled")
+    assert sorted(ordered["pair_id"]) == sorted(pool["pair_id"])
+    assert ordered.index.tolist() == list(range(len(pool)))
+    by_third = [part.mean() for part in np.array_split(ordered["correct"].to_numpy(), 3)]
+    assert np.ptp(by_third) < 1.5  # in order it is 5
+
+
 def test_curriculum_strews_retained_pairs_and_shuffles_within_a_stratum() -> None:
     pool = hard_sample_pool(pairs_of([2, 4, 7] * 40 + [8] * 100), 0.2, 150, np.random.default_rng(0))
     first, second = (curriculum_order(pool, np.random.default_rng(seed)) for seed in (1, 2))

@@ -6,8 +6,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from transformers.utils import logging
 
 from lore_lib.artifacts import read_parquet, write_parquet
+from lore_lib.config import load_config
 from lore_lib.errors import EngineError
 from lore_lib.sampling.engine import (
     SAMPLE_COLUMNS,
@@ -18,6 +20,7 @@ from lore_lib.sampling.engine import (
     load_model,
     load_tokenizer,
     run_sample_job,
+    sample_job,
     sample_pairs,
 )
 
@@ -37,6 +40,16 @@ def engine(tiny_model: Path) -> HfEngine:
     return HfEngine(load_model(str(tiny_model)), load_tokenizer(str(tiny_model)))
 
 
+@pytest.fixture(scope="module")
+def wandering(tiny_model: Path) -> HfEngine:
+    """Small random weights repeat one token for ever; larger ones wander, and some chains come to an end."""
+    model = load_model(str(tiny_model))
+    with torch.no_grad():
+        for weights in model.model.layers.parameters():
+            weights.mul_(8 if weights.ndim == 2 else 1)
+    return HfEngine(model, load_tokenizer(str(tiny_model)))
+
+
 def alone(engine: HfEngine, prompt: str, tokens: int) -> list[int]:
     """Greedy tokens of one prompt, one forward pass over the whole text for each token."""
     text = chat_text(engine.tokenizer, prompt)
@@ -50,11 +63,41 @@ def alone(engine: HfEngine, prompt: str, tokens: int) -> list[int]:
     return ids[start:]
 
 
-def test_greedy_batches_of_unequal_prompts_equal_plain_decoding_token_by_token(engine: HfEngine) -> None:
-    for prompt, drawn in zip(PROMPTS, engine.generate(PROMPTS, GREEDY), strict=True):
-        expected = alone(engine, prompt, GREEDY.max_completion_tokens)
-        assert [g.text for g in drawn] == [engine.tokenizer.decode(expected)] * 2
+def test_greedy_batches_of_unequal_prompts_equal_plain_decoding_token_by_token(wandering: HfEngine) -> None:
+    for prompt, drawn in zip(PROMPTS, wandering.generate(PROMPTS, GREEDY), strict=True):
+        expected = alone(wandering, prompt, GREEDY.max_completion_tokens)
+        ended = expected[-1] == wandering.tokenizer.eos_token_id
+        assert [g.text for g in drawn] == [wandering.tokenizer.decode(expected[: -1 if ended else None])] * 2
         assert [g.tokens for g in drawn] == [len(expected)] * 2
+
+
+def test_completions_that_end_early_leave_the_others_as_they_were(
+    wandering: HfEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = wandering.generate(PROMPTS, GREEDY)
+    assert {g.finish_reason for row in expected for g in row} == {"stop", "length"}
+    for size in (1, 5, 100):
+        monkeypatch.setattr("lore_lib.sampling.engine.SLICE_TOKENS", size)
+        assert wandering.generate(PROMPTS, GREEDY) == expected
+
+
+def test_loading_draws_no_bars_and_leaves_the_bars_of_others(
+    tiny_model: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    load_model(str(tiny_model))
+    assert capfd.readouterr() == ("", "")
+    list(logging.tqdm([1], desc="mine"))
+    assert "mine" in capfd.readouterr().err
+
+
+def test_a_job_follows_the_config_but_for_what_is_said(tmp_path: Path) -> None:
+    config = load_config(overrides={"sampling.n": 4, "sampling.k": 4, "model.device": "cpu"})
+    files = {"prompts": tmp_path / "in", "out": tmp_path / "out"}
+    job = sample_job(config, "direct", tmp_path, **files)
+    assert (job.sampling.n, job.sampling.temperature, job.sampling.seed) == (4, 1.0, 17)
+    assert (job.model, job.device) == (str(tmp_path), "cpu")
+    once = sample_job(config, "direct", tmp_path, **files, n=1, temperature=0.0)
+    assert once.sampling == replace(job.sampling, n=1, temperature=0.0)
 
 
 def test_the_order_of_the_prompts_is_kept_whatever_the_batches(engine: HfEngine) -> None:
@@ -103,11 +146,11 @@ def test_samples_follow_the_models_own_distribution(engine: HfEngine) -> None:
 def test_a_completion_stops_at_the_end_token_or_at_the_length(engine: HfEngine) -> None:
     end, pad = engine.tokenizer.eos_token_id, engine.tokenizer.pad_token_id
     word = engine.tokenizer("navy")["input_ids"]
-    read = engine._read([*word, end, pad, pad])
+    read = engine._read(engine._to_end([*word, end, pad, pad]))
     assert (read.text, read.tokens, read.finish_reason) == ("navy", len(word) + 1, "stop")
     read = engine._read(word)
     assert (read.text, read.tokens, read.finish_reason) == ("navy", len(word), "length")
-    read = engine._read([end, pad])
+    read = engine._read(engine._to_end([end, pad]))
     assert (read.text, read.tokens, read.finish_reason) == ("", 1, "stop")
     many = engine.generate(PROMPTS, replace(DRAWN, n=16, max_completion_tokens=100, batch_completions=80))
     reasons = {g.finish_reason for row in many for g in row}

@@ -69,6 +69,13 @@ FUNNEL = pd.DataFrame({"step": ["drawn", "parsed", "label agrees with gold"], "k
 POLICIES = pd.DataFrame(
     [{"policy": f"p{i}", "cost": cost, **interval(0.8)} for i, cost in enumerate((0.0, 300.0, 9000.0))]
 )
+DIFFERENCES = pd.DataFrame(
+    [
+        {"difference": name, "metric": metric, **interval(value, nan=name == "?")}
+        for metric in ("pass@1", "pass@8")
+        for name, value in (("a - b", 0.05), ("b - c", -0.05), ("c - d", 0.0), ("?", 0.2))
+    ]
+)
 PAST = pd.Series(1000 // np.arange(1, 101), index=[f"q{i}" for i in range(100)])
 SPANS = pd.Series(["head"] * 5 + ["torso"] * 20 + ["tail"] * 75, index=PAST.index)
 LABELS = pd.DataFrame(
@@ -79,6 +86,7 @@ CONFUSION = np.array([[8, 1, 0, 0, 1], [2, 7, 1, 0, 0], [0, 0, 0, 0, 0], [0, 0, 
 
 DRAWN: dict[str, Callable[[], Figure]] = {
     "effects_figure": lambda: figures.effects_figure(EFFECTS, TITLE),
+    "difference_figure": lambda: figures.difference_figure(DIFFERENCES, TITLE),
     "pass_at_k_curve": lambda: figures.pass_at_k_curve(CURVES, TITLE),
     "strata_bars": lambda: figures.strata_bars(DIFFICULTY, TITLE),
     "subset_bars": lambda: figures.subset_bars(SUBSETS, TITLE, "macro-F1"),
@@ -146,9 +154,38 @@ def test_effects_show_values_intervals_and_chance() -> None:
     assert axes.containers[1].lines[0].get_ydata() == pytest.approx([0.5, 0.5, 0.5])
 
 
-def test_frontier_draws_policies_that_cost_nothing() -> None:
-    free = figures.frontier_figure(POLICIES.assign(cost=0.0), TITLE, "cost", "acc@2")
-    assert free.axes[0].get_xlim()[0] < 0
+@pytest.mark.parametrize(
+    ("costs", "scale"), [((0, 0, 0), "linear"), ((0, 30, 200), "linear"), ((0, 10, 900), "symlog")]
+)
+def test_frontier_has_a_place_for_0_and_a_log_scale_only_over_decades(
+    costs: tuple[float, ...], scale: str
+) -> None:
+    (axes,) = figures.frontier_figure(POLICIES.assign(cost=costs), TITLE, "seconds", "acc@2").axes
+    assert axes.get_xlim()[0] < 0
+    assert axes.get_xscale() == scale
+    assert ("log scale" in axes.get_xlabel()) == (scale == "symlog")
+
+
+def test_differences_are_filled_where_their_interval_leaves_0_out() -> None:
+    figure = figures.difference_figure(DIFFERENCES, TITLE)
+    assert [axes.get_title() for axes in figure.axes] == ["pass@1", "pass@8"]
+    points = [container.lines[0] for container in figure.axes[0].containers]
+    assert [point.get_xdata()[0] for point in points] == [0.05, -0.05, 0.0, 0.2]
+    filled = [point.get_markerfacecolor() != "white" for point in points]
+    assert filled == [True, True, False, False], "no interval is no evidence"
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [
+        "a - b",
+        "b - c",
+        "c - d",
+        "?",
+    ]
+    assert [figures._points(share, 0) for share in (-0.025, 0, 0.1)] == ["-2.5", "0", "+10"]
+
+
+def test_delays_are_labelled_in_units_of_time() -> None:
+    (axes,) = figures.latency_cdf(TIMES, TITLE).axes
+    assert axes.get_lines()[0].get_xdata()[-1] == pytest.approx(5)  # 5,000 ms
+    assert axes.xaxis.get_major_formatter()(0.001) == "1 ms"
 
 
 def test_rows_are_not_changed() -> None:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,15 +17,18 @@ from safetensors.torch import load_file
 from trl import GRPOConfig, GRPOTrainer
 
 from lore_lib.artifacts import read_jsonl, write_parquet
+from lore_lib.config import load_config
 from lore_lib.errors import DataError
 from lore_lib.sampling.engine import load_model, load_tokenizer
 from lore_lib.training.grpo import (
     BEST,
     PROBES,
     GrpoJob,
+    _rollout,
     clipped_objective,
     group_advantages,
     grpo_config,
+    grpo_job,
     history_rows,
     run_rows,
     train_grpo,
@@ -72,6 +76,17 @@ def length_reward(completions: list[str], label: list[str], **_: Any) -> list[fl
     return [float(len(text) % 3) for text in completions]
 
 
+def test_a_job_follows_the_config(tmp_path: Path) -> None:
+    config = load_config(
+        overrides={"grpo.rollouts": 3, "sampling.batch_completions": 64, "model.device": "cpu"}
+    )
+    files = {name: tmp_path / name for name in ("pool", "probe", "out")}
+    job = grpo_job(config, tmp_path / "base", **files, seed=2)
+    assert (job.base, job.out, job.seed) == (str(tmp_path / "base"), tmp_path / "out", 2)
+    assert (job.rollouts, job.batch_completions, job.probe_n, job.device) == (3, 64, 4, "cpu")
+    assert (job.temperature, job.max_completion_tokens) == (1.0, 112)
+
+
 @pytest.fixture
 def varied(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(length_reward, "__name__", "outcome_reward")  # TRL logs a reward by its name
@@ -113,6 +128,7 @@ def test_the_clipped_objective_worked_by_hand() -> None:
     assert clipped_objective(np.array([1.25]), np.array([1.0]), 0.2, 0.2) == pytest.approx([1.2])
 
 
+@pytest.mark.filterwarnings("error")
 def test_the_installed_trl_takes_our_settings(job: GrpoJob) -> None:
     config = grpo_config(replace(job, probe_every_rollouts=5, rollouts=20))
     assert isinstance(config, GRPOConfig)
@@ -187,8 +203,12 @@ def test_a_killed_run_resumes_to_the_same_weights_and_a_finished_one_is_kept(
     assert {path: path.stat().st_mtime_ns for path in job.out.rglob("*")} == before
 
 
-def test_a_run_leaves_rows_probes_and_its_best_model(job: GrpoJob, varied: None) -> None:
+@pytest.mark.filterwarnings("error::FutureWarning", "error:.*rollout_func")
+def test_a_run_leaves_rows_probes_and_its_best_model(
+    job: GrpoJob, varied: None, capfd: pytest.CaptureFixture[str]
+) -> None:
     best = train_grpo(job)
+    assert "model shards" not in capfd.readouterr().err
     history, probes = run_rows(job.out)
     assert history.step.tolist() == [1, 2, 3, 4, 5, 6]
     assert history.rollout.tolist() == [1, 1, 2, 2, 3, 3]
@@ -202,6 +222,24 @@ def test_a_run_leaves_rows_probes_and_its_best_model(job: GrpoJob, varied: None)
     assert set(probes.pass_at_1) == {0.0}
     kept, base = load_model(str(best)).state_dict(), load_model(job.base).state_dict()
     assert all(torch.equal(kept[key], base[key]) for key in base)
+
+
+def test_a_rollout_draws_a_group_per_prompt_and_new_ones_at_each_step(tiny_model: Path, job: GrpoJob) -> None:
+    model = load_model(str(tiny_model)).train()
+    accelerator = SimpleNamespace(process_index=0, unwrap_model=lambda wrapped: wrapped)
+    state = SimpleNamespace(global_step=0)
+    trainer: Any = SimpleNamespace(
+        model=model, accelerator=accelerator, state=state, processing_class=load_tokenizer(str(tiny_model))
+    )
+    prompts = [text for text in ("navy", "a longer one") for _ in range(4)]
+    first = _rollout(job)(prompts, trainer)
+    assert model.training, "the trainer finds the model as it left it"
+    assert [trainer.processing_class.decode(ids) for ids in first["prompt_ids"]] == prompts
+    assert len(first["completion_ids"]) == 8
+    assert all(1 <= len(ids) <= job.max_completion_tokens for ids in first["completion_ids"])
+    assert _rollout(job)(prompts, trainer) == first
+    state.global_step = 2
+    assert _rollout(job)(prompts, trainer) != first
 
 
 def test_a_pool_smaller_than_a_rollout_is_refused_with_the_remedy(job: GrpoJob) -> None:

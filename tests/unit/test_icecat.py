@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from lore_lib.errors import DataError
-from lore_lib.vertical.icecat import PAIRS, PRODUCTS, read_icecat, split_of
+from lore_lib.vertical.adapters.icecat import PAIRS, PRODUCTS, read
+from lore_lib.vertical.adapters.rows import ReadReport
 from lore_lib.vertical.tables import COLUMNS
 
 
@@ -69,7 +70,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_the_four_tables_keep_the_contract(folder: Path) -> None:
-    tables = read_icecat(folder)
+    tables = read(folder)
     assert {name: len(table) for name, table in tables.items()} == {
         "items": 3,
         "queries": 2,
@@ -88,7 +89,7 @@ def test_the_four_tables_keep_the_contract(folder: Path) -> None:
 
 
 def test_typed_attributes_become_bounded_text(folder: Path) -> None:
-    items = read_icecat(folder, max_attributes=4).get("items")
+    items = read(folder, max_attributes=4).get("items")
     assert items is not None
     assert json.loads(items.cpv[0]) == {
         "brand": "Targus",
@@ -102,23 +103,20 @@ def test_typed_attributes_become_bounded_text(folder: Path) -> None:
     assert len(items.title[1].split()) == 16
     assert items.price[0] == 5795
     assert items.picture[0] == b""
-    assert [len(json.loads(text)) for text in read_icecat(folder, max_attributes=0)["items"].cpv] == [1, 1, 1]
+    assert [len(json.loads(text)) for text in read(folder, max_attributes=0)["items"].cpv] == [1, 1, 1]
 
 
-def test_a_query_is_put_into_a_split_by_its_words_alone() -> None:
-    queries = [f"query {n}" for n in range(400)]
-    splits = [split_of(query) for query in queries]
-    assert splits == [split_of(query) for query in queries]
-    assert 0.6 < splits.count("train") / 400 < 0.8
-    assert 0.13 < splits.count("test") / 400 < 0.27
-    for one, other in (("laptop", "Laptops"), ("head set", "headset"), ("usb  hub", "usb hub")):
-        assert split_of(one) == split_of(other)
+def test_products_that_nobody_rated_are_counted(folder: Path) -> None:
+    report = ReadReport()
+    read(folder, report=report)
+    assert report.counts == {"product that no pair names": 1}
+    assert report.first == {"product that no pair names": ["unrated"]}
 
 
 def test_the_order_of_the_lines_does_not_move_a_query(folder: Path) -> None:
-    before = read_icecat(folder)["queries"].set_index("query").split
+    before = read(folder)["queries"].set_index("query").split
     write(folder, PAIRS, PAIR_ROWS[::-1])
-    after = read_icecat(folder)["queries"].set_index("query").split
+    after = read(folder)["queries"].set_index("query").split
     assert before.to_dict() == after.to_dict()
 
 
@@ -127,37 +125,40 @@ def test_the_order_of_the_lines_does_not_move_a_query(folder: Path) -> None:
     [
         ([PAIR_ROWS[0], "{oops\n"], r"pairs\.jsonl\.gz:2: not JSON"),
         ([PAIR_ROWS[0], "\n", "[1]\n"], r"pairs\.jsonl\.gz:3: a list, not a JSON object"),
-        ([pair("laptop", "1", 4)], r"pairs\.jsonl\.gz:1: rating 4 is none of 0, 1, 2, 3"),
-        ([pair("laptop", "1", None)], "rating None is none of"),
-        ([pair("laptop", "1", True)], "rating True is none of"),
-        ([pair("laptop", "1", [3])], r"rating \[3\] is none of"),
-        ([{"query": "laptop", "rating": 3}], r":1: field 'docid' is None.*found query, rating"),
+        ([pair("laptop", "1", 4)], r"pairs\.jsonl\.gz:1: field 'rating' is 4; use one of 0, 1, 2, 3"),
+        ([pair("laptop", "1", None)], "field 'rating' is None; use one of"),
+        ([pair("laptop", "1", True)], "field 'rating' is True; use one of"),
+        ([pair("laptop", "1", [3])], r"field 'rating' is \[3\]; use one of"),
+        ([{"query": "laptop", "rating": 3}], "no column 'docid'; known: query, rating"),
         ([pair(" ", "1", 3)], "field 'query' is ' '"),
         ([pair("laptop", "99", 3)], "1 rows name a item_id that items does not have"),
         ([PAIR_ROWS[0], PAIR_ROWS[0]], "1 repeated pair_id"),
-        ([], "no line at all"),
+        ([], "the table is empty"),
     ],
 )
 def test_a_wrong_line_of_pairs_is_named_with_its_number(folder: Path, rows: list[Any], says: str) -> None:
     write(folder, PAIRS, rows)
     with pytest.raises(DataError, match=says):
-        read_icecat(folder)
+        read(folder)
 
 
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        (product("1") | {"price": "cheap"}, r"products\.jsonl\.gz:1: price 'cheap' is no number"),
+        (
+            product("1") | {"price": "cheap"},
+            r"products\.jsonl\.gz:1: field 'price' is 'cheap'; give a number",
+        ),
         (product("1") | {"price": -1}, "1 prices are no number of at least 0, first item '1'"),
-        (product("1") | {"title": None}, r":1: field 'title' is None"),
-        ({"name": "x"}, r":1: field 'id' is None"),
+        (product("1") | {"title": None}, r":1: field 'title' is ''; every row needs it"),
+        ({"id": " ", "name": "x"}, r":1: field 'id' is ' '; every row needs it"),
         (product("2"), "1 repeated item_id, first '2'"),
     ],
 )
 def test_a_wrong_product_is_named(folder: Path, row: dict[str, Any], says: str) -> None:
     write(folder, PRODUCTS, [row, *PRODUCT_ROWS[1:]])
     with pytest.raises(DataError, match=says):
-        read_icecat(folder)
+        read(folder)
 
 
 @pytest.mark.parametrize("name", [PRODUCTS, PAIRS])
@@ -165,8 +166,17 @@ def test_a_missing_cut_or_foreign_file_is_named(folder: Path, name: str) -> None
     whole = (folder / name).read_bytes()
     for damaged in (whole[: len(whole) // 2], b"not gzip at all", gzip.compress(b"\xff\xfe\xfd")):
         (folder / name).write_bytes(damaged)
-        with pytest.raises(DataError, match=rf"{name}: damaged after line"):
-            read_icecat(folder)
+        with pytest.raises(DataError, match=rf"{name}: damaged after row"):
+            read(folder)
     (folder / name).unlink()
-    with pytest.raises(DataError, match=rf"no file .*{name}; the folder must hold products"):
-        read_icecat(folder)
+    with pytest.raises(DataError, match=rf"{name}: no such file in .*; (did you mean|known)"):
+        read(folder)
+
+
+def test_all_that_is_wrong_is_listed_at_once(folder: Path) -> None:
+    write(folder, PAIRS, [pair("laptop", "1", 9), "{oops\n", pair("", "2", 1), PAIR_ROWS[2]])
+    write(folder, PRODUCTS, [product("1") | {"price": "cheap"}, *PRODUCT_ROWS[1:]])
+    with pytest.raises(DataError, match=r"4 problem\(s\)") as caught:
+        read(folder)
+    for place in ("pairs.jsonl.gz:1", "pairs.jsonl.gz:2", "pairs.jsonl.gz:3", "products.jsonl.gz:1"):
+        assert f"{place}: " in str(caught.value)

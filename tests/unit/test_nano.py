@@ -201,10 +201,3 @@ def test_a_killed_pretraining_resumes_to_the_very_same_weights(
     whole_rows, killed_rows = (read_jsonl(tmp_path / name / "history.jsonl") for name in ("whole", "killed"))
     assert [row | {"seconds": 0} for row in whole_rows] == [row | {"seconds": 0} for row in killed_rows]
     assert (whole["step"], whole["documents"]) == (resumed["step"], resumed["documents"]) == (24, 96)
-
-    more = run(
-        folder=tmp_path / "more", documents=32, first_document=96, continue_from=tmp_path / "whole"
-    )  # the next lesson of the course, on the weights and the tokenizer of the first
-    assert (more["step"], more["documents"]) == (8, 128)
-    names = [tmp_path / name / "tokenizer.json" for name in ("whole", "more")]
-    assert names[0].read_bytes() == names[1].read_bytes()

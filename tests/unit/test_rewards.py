@@ -122,6 +122,11 @@ def test_a_corrupted_set_is_refused_with_the_pair_at_fault(
         prove_rewards(rows)
 
 
+def test_an_empty_set_proves_nothing(traces: pd.DataFrame) -> None:
+    with pytest.raises(DataError, match="no traces"):
+        prove_rewards(traces.head(0))
+
+
 def test_an_unknown_gold_label_is_refused(traces: pd.DataFrame) -> None:
     with pytest.raises(DataError, match="gold completion does not earn full marks"):
         prove_rewards(corrupted(traces, f"{THINK}{render_answer('L4')}", "L5"))

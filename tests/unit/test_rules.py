@@ -1,21 +1,134 @@
-"""The rule engine: thresholds by worked examples, and one label for any query and item."""
+"""The rule engine: every rule by its worked examples, thresholds by hand, one label for any pair."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lore_lib.artifacts import project_root
 from lore_lib.errors import DataError
 from lore_lib.rng import generator
-from lore_lib.vertical.definition import Vertical, load_vertical
-from lore_lib.vertical.rules import judge, verdict
+from lore_lib.vertical.definition import Vertical, load_vertical, verticals_folder
+from lore_lib.vertical.kinds import RELATIONS
+from lore_lib.vertical.rules import (
+    ANY,
+    Engine,
+    Rule,
+    RuleBook,
+    example_problems,
+    judge,
+    universal_rules,
+    verdict,
+)
 from lore_lib.vertical.schema import DIMENSIONS, LABELS, Demand
 from lore_lib.vertical.world import World
 
 VERTICAL = load_vertical("apparel_home")
-RULED = ("category", "brand", "audience", "price", "material", "color", "style")
+SHOPS = {
+    name: Vertical.model_validate(fields)
+    for name, fields in yaml.safe_load(
+        (project_root() / "data/rules/example_shops.yaml").read_text(encoding="utf-8")
+    ).items()
+}
+WORLDS = [load_vertical(path.parent.name) for path in sorted(verticals_folder().glob("*/vertical.yaml"))]
+
+
+def examples() -> list[Any]:
+    return [
+        pytest.param(rule, number, id=f"{rule.id}-{number}")
+        for rule in universal_rules().rules
+        for number in range(len(rule.examples))
+    ]
+
+
+@pytest.mark.parametrize(("rule", "number"), examples())
+def test_a_worked_example_fires_its_rule(rule: Rule, number: int) -> None:
+    example = rule.examples[number]
+    alone = rule.model_copy(update={"examples": (example,)})
+    assert list(example_problems(SHOPS[example.shop], alone)) == []
+
+
+@pytest.mark.parametrize("vertical", WORLDS, ids=lambda one: one.name)
+def test_the_rules_of_an_industry_fire_on_their_examples_in_its_own_vocabulary(vertical: Vertical) -> None:
+    for rule in vertical.rules:
+        assert list(example_problems(vertical, rule)) == []
+
+
+def test_all_18_dimensions_have_universal_rules_and_every_relation_occurs() -> None:
+    rules = universal_rules().rules
+    assert {rule.dimension for rule in rules} == {*DIMENSIONS, ANY}
+    assert set(SHOPS["boutique"].dimensions) == set(DIMENSIONS)
+    assert {relation for rule in rules if rule.dimension != ANY for relation in rule.when} == set(RELATIONS)
+
+
+def test_a_verdict_names_the_demand_the_evidence_the_rule_and_the_reason() -> None:
+    step = verdict(
+        VERTICAL, Demand("material", "pure cotton", "x"), {"material": "cotton", "material_share": "92"}
+    )
+    assert (step.demanded, step.found, step.level) == ("pure cotton", "cotton 92", 3)
+    assert (step.rule, step.reason) == ("material.nearly_pure", "nearly pure, from 90 % on")
+
+
+def rule(**fields: Any) -> Rule:
+    row = {
+        "id": "x",
+        "dimension": "price",
+        "when": "over",
+        "level": 2,
+        "reason": "r",
+        "examples": [{"asked": "40"}],
+    }
+    return Rule.model_validate(row | fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"dimension": "colour"}, "unknown dimension 'colour'; did you mean 'color'?"),
+        ({"when": "siblings"}, "unknown relation 'siblings'; did you mean 'sibling'?"),
+        ({"when": ["over", "met"]}, "unknown relation 'met'"),
+        ({"dimension": ANY, "when": "met"}, "only a negated rule may hold for any dimension"),
+        ({"at_most": 1, "at_least": 2}, "give one bound"),
+        ({"negated": True}, "only a met demand breaks its negation; give 3 or 4"),
+    ],
+    ids=str,
+)
+def test_a_malformed_rule_is_named(fields: dict[str, Any], said: str) -> None:
+    (problem,) = RuleBook((rule(**fields),)).row_problems()
+    assert problem.message.startswith("rule 'x': ")
+    assert said in problem.message
+
+
+@pytest.mark.parametrize(
+    ("rules", "said"),
+    [
+        ([rule(at_most=10)], "0 rules without a bound for price 'over' (none)"),
+        ([rule(), rule(id="y")], "2 rules without a bound for price 'over' (x, y)"),
+        (
+            [rule(at_most=10), rule(id="y", at_most=10), rule(id="z")],
+            "the bounds for price 'over' overlap (x, y)",
+        ),
+        (
+            [rule(at_most=10), rule(id="y", at_least=5), rule(id="z")],
+            "the bounds for price 'over' overlap (y, x)",
+        ),
+    ],
+    ids=["gap", "twice", "same", "sides"],
+)
+def test_bounds_leave_no_gap_and_no_overlap(rules: list[Rule], said: str) -> None:
+    (problem,) = RuleBook(tuple(rules)).bound_problems()
+    assert said in problem.message
+
+
+def test_a_relation_without_a_rule_is_named() -> None:
+    kept = RuleBook(tuple(one for one in universal_rules().rules if one.id != "color.base"))
+    (problem,) = kept.missing(VERTICAL.dimensions)
+    assert problem.path == ("color", "kind")
+    assert "no rule for color 'parent'" in problem.message
 
 
 def level(want: tuple[str, str], item: dict[str, str], rules: bool = True, negated: bool = False) -> int:
@@ -31,7 +144,7 @@ def test_a_price_is_near_up_to_ten_percent_over_the_limit(price: str, expected: 
     assert level(("price", "40"), {"price": price}) == expected
 
 
-@pytest.mark.parametrize("limit", VERTICAL.price_limits)
+@pytest.mark.parametrize("limit", [int(limit) for limit in VERTICAL.values("price")])
 def test_the_price_tolerance_is_inclusive_at_every_limit(limit: int) -> None:
     edge = limit * 11 // 10
     assert edge * 10 == limit * 11
@@ -159,51 +272,81 @@ def test_a_query_without_demands_or_of_an_unruled_dimension_is_refused() -> None
         verdict(VERTICAL, Demand("season", "summer", "summer"), {})
 
 
-def demand_of(vertical: Vertical) -> st.SearchStrategy[Demand]:
-    by_dimension = [
-        st.builds(Demand, st.just(name), st.sampled_from(vertical.values(name)), st.just("x"), st.booleans())
-        for name in RULED
-    ]
-    return st.one_of(by_dimension)
+def values_of(vertical: Vertical, dimension: str) -> st.SearchStrategy[dict[str, str]]:
+    """What an item may have or claim in one dimension, sellers' nonsense included."""
+    kind = vertical.dimensions[dimension]
+    said = [text + share for text in (*kind.found(), *kind.demands(), "?", "a+b") for share in ("", " 15")]
+    return st.sampled_from([{}, *(kind.attributes(dimension, text) for text in said)])
 
 
-def item_of(vertical: Vertical) -> st.SearchStrategy[dict[str, str]]:
-    values: dict[str, st.SearchStrategy[str]] = {
-        "category": st.sampled_from(list(vertical.group_of)),
-        "brand": st.sampled_from(list(vertical.brands)),
-        "audience": st.sampled_from(list(vertical.audiences)),
-        "price": st.integers(1, 200).map(str),
-        "material": st.sampled_from(list(vertical.materials)),
-        "material_share": st.integers(0, 100).map(str),
-        "color": st.sampled_from(list(vertical.shades)),
-        "style": st.sampled_from(vertical.styles),
-    }
-    return st.fixed_dictionaries({}, optional=values)
+def demand_of(vertical: Vertical, dimension: str) -> st.SearchStrategy[Demand]:
+    values = st.sampled_from(vertical.values(dimension))
+    return st.builds(Demand, st.just(dimension), values, st.just("x"), st.booleans())
 
 
-@given(st.lists(demand_of(VERTICAL), min_size=1, max_size=4), item_of(VERTICAL), st.booleans())
+def pairs_of(vertical: Vertical) -> st.SearchStrategy[tuple[Vertical, list[Demand], dict[str, str]]]:
+    demand = st.one_of([demand_of(vertical, dimension) for dimension in vertical.dimensions])
+    item = st.tuples(*(values_of(vertical, dimension) for dimension in vertical.dimensions))
+    whole = item.map(lambda parts: {key: value for part in parts for key, value in part.items()})
+    return st.tuples(st.just(vertical), st.lists(demand, min_size=1, max_size=4), whole)
+
+
+PAIRS = st.one_of([pairs_of(vertical) for vertical in (*WORLDS, *SHOPS.values())])
+
+
+@given(PAIRS, st.booleans())
 @settings(max_examples=300)
-def test_any_query_and_item_get_one_label_whatever_the_order(
-    demands: list[Demand], item: dict[str, str], rules: bool
+def test_any_query_and_item_get_one_label_and_one_path_whatever_the_order(
+    pair: tuple[Vertical, list[Demand], dict[str, str]], rules: bool
 ) -> None:
-    result = judge(VERTICAL, demands, item, rules)
+    vertical, demands, item = pair
+    result = judge(vertical, demands, item, rules)
     assert result.label in LABELS
     assert (result.mismatch in DIMENSIONS) == (result.label == "L2")
     assert len(result.path) == len(demands)
-    assert all(judge(VERTICAL, order, item, rules) == result for order in itertools.permutations(demands))
+    assert result.label == f"L{min(step.level for step in result.path)}"
+    fired = {one.id: one for one in vertical.rulebook.rules}
+    assert all(fired[step.rule].reason == step.reason for step in result.path)
+    assert all(judge(vertical, order, item, rules) == result for order in itertools.permutations(demands))
+    uncached = Engine(vertical.name, vertical.dimensions, vertical.rulebook)
+    assert uncached.judge(demands, item, rules) == result
 
 
+@given(PAIRS, st.booleans())
+@settings(max_examples=150)
+def test_a_negation_conflicts_exactly_where_the_plain_demand_is_met(
+    pair: tuple[Vertical, list[Demand], dict[str, str]], rules: bool
+) -> None:
+    vertical, demands, item = pair
+    for demand in demands:
+        plain, not_so = (
+            verdict(vertical, Demand(demand.dimension, demand.value, "x", negated), item, rules).level
+            for negated in (False, True)
+        )
+        assert (not_so == 2) == (plain == 4)
+        assert not_so in (2, 3, 4)
+
+
+@given(PAIRS)
+@settings(max_examples=150)
+def test_a_further_demand_never_raises_the_label(pair: tuple[Vertical, list[Demand], dict[str, str]]) -> None:
+    vertical, demands, item = pair
+    labels = [judge(vertical, demands[:count], item).label for count in range(1, len(demands) + 1)]
+    assert labels == sorted(labels, reverse=True)
+
+
+@pytest.mark.parametrize("vertical", WORLDS, ids=lambda one: one.name)
 @given(st.integers(0, 2**31), st.integers(1, 4))
-@settings(max_examples=100)
-def test_any_drawn_query_and_item_get_one_label(seed: int, wanted: int) -> None:
-    world = World(VERTICAL)
+@settings(max_examples=50)
+def test_any_drawn_query_and_item_get_one_label(vertical: Vertical, seed: int, wanted: int) -> None:
+    world = World(vertical)
     rng = generator(seed, "rules")
     query = world.draw_query(rng)
     item = world.draw_item(query, wanted, rng)
-    result = judge(VERTICAL, query.demands, item.truth)
+    result = judge(vertical, query.demands, item.truth)
     assert result.label in LABELS
     shuffled = [query.demands[i] for i in np.random.default_rng(seed).permutation(len(query.demands))]
-    assert judge(VERTICAL, shuffled, item.truth) == result
+    assert judge(vertical, shuffled, item.truth) == result
     again = generator(seed, "rules")
     repeated = world.draw_query(again)
     assert repeated == query

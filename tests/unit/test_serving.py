@@ -17,7 +17,7 @@ from lore_lib.serving.cache import ScoreCache, head_pairs
 from lore_lib.serving.router import POLICIES, route
 from lore_lib.serving.simulate import ServiceTimes, llm_latency, simulate, student_utilisation, summarise
 from lore_lib.serving.strata import frequency_strata, past_counts, stratum_of
-from lore_lib.serving.traffic import CHUNK_REQUESTS, popularity, request_stream
+from lore_lib.serving.traffic import CHUNK_REQUESTS, arrival_rate, popularity, request_stream
 
 CASES = json.loads((Path(__file__).parents[1] / "cases" / "queue.json").read_text())
 LABELS = ["L1", "L2", "L3", "L4"]
@@ -88,6 +88,21 @@ def test_popularity_refuses_bad_counts() -> None:
             popularity(pd.DataFrame({"query_id": ["a", "b"], "frequency": frequency}))
     with pytest.raises(DataError, match="stand twice"):
         popularity(pd.DataFrame({"query_id": ["a", "a"], "frequency": [1, 1]}))
+
+
+@settings(max_examples=10)
+@given(st.floats(0.2, 0.8), st.floats(0.1, 1.0), st.integers(1, 4))
+def test_arrivals_load_the_workers_as_asked(utilisation: float, share: float, workers: int) -> None:
+    rate = arrival_rate(utilisation, share, 0.2, workers)
+    rng = np.random.default_rng(0)
+    times = np.cumsum(rng.exponential(1 / rate, 20_000))
+    busy_s = rng.exponential(0.2, 20_000)[rng.random(20_000) < share].sum()
+    assert busy_s / times[-1] / workers == pytest.approx(utilisation, rel=0.1)
+
+
+def test_arrivals_need_somebody_to_serve() -> None:
+    with pytest.raises(DataError, match="no query is tail"):
+        arrival_rate(0.7, 0.0, 0.2, 3)
 
 
 def test_stream_follows_popularity_rate_and_pairs() -> None:

@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 from trl import SFTConfig, SFTTrainer
 
 from lore_lib.artifacts import write_parquet
+from lore_lib.config import load_config
 from lore_lib.errors import DataError
 from lore_lib.sampling.engine import chat_text, load_model, load_tokenizer
 from lore_lib.training import sft
-from lore_lib.training.sft import SftJob, check_lengths, sft_config, train_sft, training_history
+from lore_lib.training.sft import SftJob, check_lengths, sft_config, sft_job, train_sft, training_history
 
 COMPLETION = "<think>\nneed: color navy\ncolor navy: azure near\n</think>\n[L3]"
 
@@ -93,6 +94,24 @@ def test_a_row_over_the_limit_is_refused_with_counts_and_never_cut(job: SftJob) 
     assert not job.out.exists()
 
 
+def test_rows_that_the_funnel_dropped_are_not_taught(job: SftJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = pd.read_parquet(job.rows)
+    write_parquet(rows.assign(kept=rows.index < 5), job.rows)
+    taught: list[int] = []
+
+    def look(self: SFTTrainer, **_: object) -> None:
+        taught.append(len(self.train_dataset))
+        raise Caught
+
+    monkeypatch.setattr(SFTTrainer, "train", look)
+    with pytest.raises(Caught):
+        train_sft(job)
+    assert taught == [5]
+    write_parquet(rows.assign(kept=False), job.rows)
+    with pytest.raises(DataError, match="no rows to train on"):
+        train_sft(job)
+
+
 def test_no_rows_are_refused(job: SftJob) -> None:
     write_parquet(pd.read_parquet(job.rows).head(0), job.rows)
     with pytest.raises(DataError, match="no rows to train on"):
@@ -126,11 +145,15 @@ def test_a_killed_arm_resumes_to_the_same_weights_and_a_finished_one_is_kept(
     assert {path: path.stat().st_mtime_ns for path in job.out.rglob("*")} == before
 
 
-def test_tuning_lowers_the_loss_and_leaves_a_model_that_loads(job: SftJob) -> None:
-    """Ten epochs make 30 steps, so that the log holds three rows."""
+@pytest.mark.filterwarnings("error::FutureWarning")
+def test_tuning_lowers_the_loss_and_leaves_a_model_that_loads(
+    job: SftJob, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Ten epochs make 30 steps, so that the log holds the first step and every tenth."""
     folder = train_sft(replace(job, epochs=10, checkpoint_steps=100))
+    assert "model shards" not in capfd.readouterr().err
     history = training_history(folder)
-    assert [row["step"] for row in history] == [10, 20, 30]
+    assert [row["step"] for row in history] == [1, 10, 20, 30]
     assert {row["arm"] for row in history} == {"progressive"}
     assert history[-1]["loss"] < 0.5 * history[0]["loss"]
     base, tuned = load_model(job.base).state_dict(), load_model(str(folder)).state_dict()
@@ -138,6 +161,7 @@ def test_tuning_lowers_the_loss_and_leaves_a_model_that_loads(job: SftJob) -> No
     assert load_tokenizer(str(folder)).chat_template == load_tokenizer(job.base).chat_template
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")
 def test_an_adapter_is_merged_into_a_whole_model(job: SftJob) -> None:
     folder = train_sft(replace(job, epochs=1, lora_rank=4))
     assert not (folder / "adapter_config.json").exists()
@@ -148,6 +172,17 @@ def test_an_adapter_is_merged_into_a_whole_model(job: SftJob) -> None:
     assert all("proj" in key for key in moved)
 
 
+def test_a_job_follows_the_config(tmp_path: Path) -> None:
+    config = load_config(
+        overrides={"sft.epochs": 5, "model.lora_rank": 8, "model.device": "cpu", "model.base": "a/b"}
+    )
+    job = sft_job(config, "naive", tmp_path / "traces-naive.parquet", tmp_path / "out")
+    assert (job.arm, job.base, job.epochs, job.lora_rank, job.device) == ("naive", "a/b", 5, 8, "cpu")
+    assert (job.batch_pairs, job.max_sequence_tokens) == (16, 256)
+    assert sft_config(job).use_cpu
+
+
+@pytest.mark.filterwarnings("error")
 def test_the_installed_trl_takes_our_settings(job: SftJob) -> None:
     config = sft_config(job)
     assert isinstance(config, SFTConfig)

@@ -45,6 +45,22 @@ def test_what_a_stage_reads_it_depends_on() -> None:
             assert set(STAGES[need].sections) <= set(spec.sections)
 
 
+@pytest.mark.parametrize(
+    ("section", "first"),
+    [
+        ("cot", "02_cot_synthesis"),
+        ("sft", "03_sft"),
+        ("sampling", "04_pass_at_8"),
+        ("grpo", "05_grpo"),
+        ("rair", "06_rair"),
+        ("serving", "07_serving"),
+    ],
+)
+def test_a_section_belongs_to_the_stage_it_is_named_after(section: str, first: str) -> None:
+    """Else changing a learning rate would make everything before the training again."""
+    assert next(spec.name for spec in STAGES.values() if section in spec.sections) == first
+
+
 def test_a_stage_writes_its_manifest_last(kit: Any) -> None:
     stage = open_stage("01_features", "smoke", run="r")
     assert stage.folder == kit.outputs / "r" / "01_features"
@@ -246,9 +262,10 @@ def test_metrics_are_finite_and_a_cell_run_twice_counts_once(kit: Any) -> None:
     with pytest.raises(DataError, match="finite"):
         stage.metric("pass@1", 0.5, 0.1, float("inf"), n=3)
     stage.metric("pass@1", 0.5, n=3)
-    stage.metric("pass@1", 0.6, n=3, seeds=(0, 1))
-    metrics = keep_promises(stage).finish().metrics
-    assert [(metric.value, metric.seeds) for metric in metrics] == [(0.6, (0, 1))]
+    stage.metric("pass@1", 0.6, float("nan"), float("nan"), n=3, seeds=(0, 1))
+    (metric,) = keep_promises(stage).finish().metrics
+    assert (metric.value, metric.seeds) == (0.6, (0, 1))
+    assert (metric.low, metric.high) == (None, None), "no interval from one query"
 
 
 def test_a_figure_carries_its_caption(kit: Any) -> None:

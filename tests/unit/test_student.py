@@ -9,15 +9,15 @@ import torch
 from tokenizers import ByteLevelBPETokenizer
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
-from lore_lib.errors import DataError
-from lore_lib.serving.student import load_student, train_student, vote_shares
+from lore_lib.errors import DataError, EngineError
+from lore_lib.serving.student import load_student, measure_ms, train_student, vote_shares
 from lore_lib.vertical.schema import LABELS
 
 WORDS = "query item red blue green dress rug"
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("base")
     words = ByteLevelBPETokenizer()
     words.train_from_iterator([WORDS, f" {WORDS}"] * 3, vocab_size=320, show_progress=False)
@@ -38,7 +38,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
             )
         )
     model.save_pretrained(folder)
-    return folder
+    return str(folder)
 
 
 def examples(count: int) -> pd.DataFrame:
@@ -53,7 +53,7 @@ def examples(count: int) -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def trained(base: Path, tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
+def trained(base: str, tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
     folder = tmp_path_factory.mktemp("student")
     return train_student(base, examples(256), folder, epochs=6, seed=3, max_tokens=32, learning_rate=5e-3)
 
@@ -98,8 +98,14 @@ def test_latency_is_measured_per_prompt(trained) -> None:  # type: ignore[no-unt
     assert (times > 0).all()
 
 
+def test_every_request_is_timed_once_and_the_first_ones_warm_up() -> None:
+    asked: list[int] = []
+    assert measure_ms(asked.append, [1, 2, 3, 4, 5]).shape == (5,)
+    assert asked == [1, 2, 3, 1, 2, 3, 4, 5]
+
+
 def test_training_is_reproducible_silent_and_leaves_torch_alone(
-    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    base: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     state = torch.random.get_rng_state()
     first, second, other = (
@@ -111,10 +117,18 @@ def test_training_is_reproducible_silent_and_leaves_torch_alone(
     assert first == pytest.approx(second)
     assert first != pytest.approx(other)
     assert torch.equal(state, torch.random.get_rng_state())
-    assert capsys.readouterr().out == ""
+    student = train_student(base, examples(8), tmp_path, epochs=1, seed=1, max_tokens=32)
+    student.save(tmp_path)
+    load_student(tmp_path, max_tokens=32)
+    assert capfd.readouterr() == ("", ""), "no bars, and no report that the head is new"
 
 
-def test_targets_must_be_distributions(base: Path, tmp_path: Path) -> None:
+def test_a_missing_base_is_named(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"(?s)no model at 'absent'.*serving\.student_base"):
+        train_student("absent", examples(4), tmp_path, epochs=1, seed=0)
+
+
+def test_targets_must_be_distributions(base: str, tmp_path: Path) -> None:
     for bad in (examples(4).iloc[:0], examples(4).assign(L1=5.0)):
         with pytest.raises(DataError, match="sum to 1"):
             train_student(base, bad, tmp_path, epochs=1, seed=0)

@@ -44,6 +44,12 @@ def test_the_direct_arm_is_the_gold_label_alone(made: Synthesis) -> None:
     assert set(rows.reason) == {"accepted"}
 
 
+def test_no_prompts_make_a_frame_with_the_same_columns(made: Synthesis) -> None:
+    whole, none = made("progressive"), made("progressive", prompts=made.prompts.head(0))
+    assert none.columns.tolist() == whole.columns.tolist()
+    assert none[none.kept].columns.tolist() == whole.columns.tolist()
+
+
 def test_each_stage_makes_the_teacher_agree_more_often_and_all_of_them_nearly_always(made: Synthesis) -> None:
     agreement = {arm: float((rows := made(arm)).teacher_label.eq(rows.label).mean()) for arm in ARM_STAGES}
     values = list(agreement.values())
