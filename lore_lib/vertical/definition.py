@@ -7,30 +7,27 @@ import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from lore_lib.artifacts import project_root
 from lore_lib.errors import DataError, nearest
-from lore_lib.vertical.kinds import JOIN, RGB, Dimension, Family, Limit, Problem, Set, Taxonomy
+from lore_lib.vertical.kinds import JOIN, RGB, Dimension, Family, Limit, Set, Taxonomy
 from lore_lib.vertical.rules import Engine, Rule, RuleBook, example_problems, universal_rules
 from lore_lib.vertical.schema import DIMENSIONS, INTENTS, Demand
+from lore_lib.vertical.source import Contradictions, Location, Problem, load
 
 PICTURED = "color"
 """The dimension that product pictures show."""
 
 
 class Slang(BaseModel):
-    """A surface form that only the lexicon explains: its intent and what it stands for.
+    """A surface form that only the lexicon explains: its intent and what it stands for."""
 
-    Attributes:
-        intent: key of ``INTENTS``.
-        means: one dimension, with its value; several joined by "+" are as many demands ("vitamin-c+retinol").
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     intent: str
+    """DJ domain jargon, SS solution seeking, or another key of ``INTENTS``."""
     means: dict[str, str]
+    """One dimension, with its value; several joined by "+" are as many demands ("vitamin-c+retinol")."""
 
     @model_validator(mode="after")
     def _known(self) -> Slang:
@@ -50,43 +47,39 @@ class Slang(BaseModel):
 
 
 class WorldSpec(BaseModel):
-    """What the synthetic world draws. A template holds ``{}`` where the words of the demand go.
+    """What the synthetic world draws. A template holds ``{}`` where the words of the demand go."""
 
-    Attributes:
-        asks: share of each dimension among the demands a query makes beside its category; sums to 1.
-        weights: values asked for more often than the others of their dimension (weight 1).
-        negations: dimension -> template of a negated demand ("not {}").
-        negated_share: share of negated demands in these dimensions.
-        slang_share: share of demands written in slang, in dimensions that have any.
-        question_share: share of queries asked as a question.
-        front: dimensions whose words stand before the category, in this order or the reverse.
-        back: dimension -> template of the words behind it ("for {}"), in this order.
-        optional: dimensions that an item may leave unstated.
-        only: dimension -> groups of categories; others are not asked for it and, unless pictures show it, do
-            not have it.
-        cpv: dimensions in the order of an item's CPV (beside the pictured one, which stands last).
-        shops: names of shops that belong to no brand.
-        variants: group -> the item's variants, blank between them; "" for every other group.
-        hype: words without meaning in titles.
-        silhouettes: group -> corners of its outline in pictures of 32 x 32 pixels.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     asks: dict[str, float] = Field(min_length=3)
+    """Share of each dimension among the demands a query makes beside its category; sums to 1."""
     weights: dict[str, dict[str, float]] = {}
+    """Values asked for more often than the others of their dimension (weight 1)."""
     negations: dict[str, str] = {}
+    """Dimension -> template of a negated demand ("not {}")."""
     negated_share: float = Field(ge=0, le=1)
+    """Share of negated demands in these dimensions."""
     slang_share: float = Field(ge=0, le=1)
+    """Share of demands written in slang, in dimensions that have any."""
     question_share: float = Field(ge=0, le=1)
+    """Share of queries asked as a question."""
     front: list[str]
+    """Dimensions whose words stand before the category, in this order or the reverse."""
     back: dict[str, str]
+    """Dimension -> template of the words behind the category ("for {}"), in this order."""
     optional: list[str]
+    """Dimensions that an item may leave unstated."""
     only: dict[str, list[str]] = {}
+    """Dimension -> groups of categories; others are not asked for it, and lack it unless pictures show it."""
     cpv: list[str]
+    """Dimensions in the order of an item's CPV (beside the pictured one, which stands last)."""
     shops: list[str] = Field(min_length=1)
+    """Names of shops that belong to no brand."""
     variants: dict[str, str]
+    """Group -> the item's variants, blank between them; "" for every other group."""
     hype: list[str] = Field(min_length=1)
+    """Words without meaning in titles."""
     silhouettes: dict[str, list[tuple[int, int]]]
+    """Group -> corners of its outline in pictures of 32 x 32 pixels."""
 
     def problems(self, vertical: Vertical) -> Iterator[Problem]:
         """References to what the vertical does not have."""
@@ -101,10 +94,6 @@ class WorldSpec(BaseModel):
             for at, name in enumerate(names):
                 if name not in known:
                     yield Problem((field, at), f"unknown dimension {name!r}; {nearest(name, known)}")
-        for need, kind in (("category", Taxonomy), ("price", Limit), (PICTURED, Family)):
-            if not isinstance(known.get(need), kind):
-                said = f"a world needs dimension {need!r} of kind {kind.__name__.lower()!r}"
-                yield Problem((), f"{said}; add it under 'dimensions'")
         if not math.isclose(sum(self.asks.values()), 1.0):
             yield Problem(("asks",), f"shares sum to {sum(self.asks.values()):g}, not to 1")
         for name in self.asks:
@@ -112,7 +101,15 @@ class WorldSpec(BaseModel):
                 yield Problem(
                     ("asks", name), f"{name!r} is asked for but stands in neither 'front' nor 'back'"
                 )
-        groups = vertical.taxonomy.groups if "category" in known else {}
+        for field, templates in (("negations", self.negations), ("back", self.back)):
+            for name, template in templates.items():
+                if "{}" not in template:
+                    said = f"template {template!r} has no {{}} for the words of the demand"
+                    yield Problem((field, name), said)
+        if isinstance(category := known.get("category"), Taxonomy):
+            yield from self._group_problems(category.groups)
+
+    def _group_problems(self, groups: Iterable[str]) -> Iterator[Problem]:
         for field, tables in (("variants", self.variants), ("silhouettes", self.silhouettes)):
             for group in tables:
                 if group and group not in groups:
@@ -124,41 +121,27 @@ class WorldSpec(BaseModel):
         for group in groups:
             if len(self.silhouettes.get(group, ())) < 3:
                 yield Problem(("silhouettes",), f"group {group!r} needs a silhouette of 3 corners or more")
-        for name, template in [*self.negations.items(), *self.back.items()]:
-            if "{}" not in template:
-                field = "negations" if name in self.negations else "back"
-                yield Problem((field, name), f"template {template!r} has no {{}} for the words of the demand")
-
-
-class Contradictions(ValueError):
-    """Problems between parts of the file that are each well-formed."""
-
-    def __init__(self, problems: list[Problem]) -> None:
-        super().__init__("; ".join(_said(problem) for problem in problems))
-        self.problems = problems
 
 
 class Vertical(BaseModel):
     """Everything the rule engine, the world and the teachers know about one vertical.
 
     The fields are those of ``data/verticals/<name>/vertical.yaml``, where each is commented.
-
-    Attributes:
-        name: of its folder.
-        title: for people.
-        dimensions: key of ``DIMENSIONS`` -> its kind, vocabulary and neighbourhoods.
-        rules: of the industry, over the universal ones.
-        lexicon: what shoppers write -> what they mean.
-        world: what the generated world draws; None for a vertical that has tables of its own.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     name: str
+    """That of its folder."""
     title: str
+    """What people call it."""
     dimensions: dict[str, Dimension]
+    """One of the 18 dimensions -> its kind, vocabulary and neighbourhoods."""
     rules: tuple[Rule, ...] = ()
+    """Rules of the industry, over the universal ones."""
     lexicon: dict[str, Slang] = {}
+    """What shoppers write -> what they mean."""
     world: WorldSpec | None = None
+    """What the generated world draws; left out by a vertical that has tables of its own."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Vertical:
@@ -177,6 +160,10 @@ class Vertical(BaseModel):
             yield Problem(("dimensions",), f"{said}; its groups tell what is unrelated")
         yield from self._word_problems()
         if self.world is not None:
+            for need, kind in (("price", Limit), (PICTURED, Family)):
+                if not isinstance(self.dimensions.get(need), kind):
+                    said = f"a world needs dimension {need!r} of kind {kind.__name__.lower()!r}; add it"
+                    yield Problem(("dimensions",), said)
             yield from _under(("world",), self.world.problems(self))
         yield from self._rule_problems()
 
@@ -216,7 +203,8 @@ class Vertical(BaseModel):
         for (at, *field), message in self.rulebook.bound_problems():
             own = position.get(self.rulebook.rules[int(at)].id)
             gaps.append(Problem(("rules",) if own is None else ("rules", own, *field), message))
-        gaps += _under(("dimensions",), self.rulebook.missing(self.dimensions))
+        known = {name: dimension for name, dimension in self.dimensions.items() if name in DIMENSIONS}
+        gaps += _under(("dimensions",), self.rulebook.missing(known))
         yield from gaps
         if not gaps:
             for at, rule in enumerate(self.rules):
@@ -269,7 +257,7 @@ def load_vertical(name: str) -> Vertical:
     """Read and check ``data/verticals/<name>/vertical.yaml``.
 
     Raises:
-        DataError: no such vertical (names the nearest), malformed YAML, or values that contradict each other.
+        DataError: no such vertical (names the nearest), or a file that :func:`read_vertical` refuses.
     """
     path = verticals_folder() / name / "vertical.yaml"
     if not path.is_file():
@@ -279,74 +267,13 @@ def load_vertical(name: str) -> Vertical:
 
 
 def read_vertical(path: Path) -> Vertical:
-    """Read one vertical file; every contradiction found is listed in one error.
+    """Read one vertical file; every problem found is listed in one error, with its line.
 
     Raises:
-        DataError: malformed YAML, unknown field, wrong type or contradicting values.
+        DataError: malformed YAML, repeated keys, unknown fields, wrong types, contradicting values.
     """
-    try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not valid YAML in UTF-8: {error}") from error
-    if problems := vertical_problems(fields):
-        lines = " | ".join(_said(problem) for problem in problems)
-        raise DataError(f"{path}: {len(problems)} problem(s): {lines}")
-    return Vertical.model_validate(fields)
+    return load(path, Vertical)
 
 
-def vertical_problems(fields: object) -> list[Problem]:
-    """Everything wrong with the content of a vertical file, each with the path to where it stands.
-
-    Malformed words of the lexicon, rules and unknown fields do not hide contradictions elsewhere; a malformed
-    dimension does, because all the rest refers to it.
-
-    Args:
-        fields: the file as plain data.
-    """
-    try:
-        Vertical.model_validate(fields)
-    except ValidationError as error:
-        problems: list[Problem] = []
-        malformed: set[tuple[str | int, ...]] = set()
-        for found in error.errors():
-            cause = found.get("ctx", {}).get("error")
-            if isinstance(cause, Contradictions):
-                return cause.problems
-            path = found["loc"]
-            if path[:1] == ("dimensions",):
-                path = path[:2] + path[3:]  # behind the name pydantic puts the kind it tried
-            problems.append(Problem(path, found["msg"]))
-            malformed.add(path[:2] if path[:1] in (("lexicon",), ("rules",)) else path[:1])
-        return problems + _rest_problems(fields, malformed)
-    return []
-
-
-def _rest_problems(fields: object, malformed: set[tuple[str | int, ...]]) -> list[Problem]:
-    """Contradictions among the parts that are well-formed, where enough of the file is."""
-    if not isinstance(fields, dict) or malformed & {(), *((name,) for name in _NEEDED)}:
-        return []
-    rest = {name: part for name, part in fields.items() if (name,) not in malformed}
-    if isinstance(lexicon := rest.get("lexicon"), dict):
-        rest["lexicon"] = {
-            word: entry for word, entry in lexicon.items() if ("lexicon", word) not in malformed
-        }
-    rules = rest.get("rules") or []
-    kept = [at for at in range(len(rules)) if ("rules", at) not in malformed]
-    rest["rules"] = [rules[at] for at in kept]
-    return [
-        Problem(("rules", kept[int(path[1])], *path[2:]), message)
-        if path[0:1] == ("rules",) and len(path) > 1
-        else Problem(path, message)
-        for path, message in vertical_problems(rest)
-    ]
-
-
-_NEEDED = ("name", "title", "dimensions")
-
-
-def _under(above: tuple[str | int, ...], problems: Iterable[Problem]) -> Iterator[Problem]:
+def _under(above: Location, problems: Iterable[Problem]) -> Iterator[Problem]:
     return (Problem((*above, *path), message) for path, message in problems)
-
-
-def _said(problem: Problem) -> str:
-    return f"{'.'.join(map(str, problem.path)) or 'file'}: {problem.message}"

@@ -16,6 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from lore_lib.errors import nearest
+from lore_lib.vertical.source import Problem
 
 RGB = tuple[int, int, int]
 
@@ -58,13 +59,6 @@ NEGATED_RELATIONS: dict[str, str] = {
 """What a negated demand may fall back on, whatever the dimension."""
 
 
-class Problem(NamedTuple):
-    """What is wrong, and where: the keys and positions that lead there from the top of the file."""
-
-    path: tuple[str | int, ...]
-    message: str
-
-
 class Relation(NamedTuple):
     """How a found value relates to the one demanded."""
 
@@ -73,7 +67,7 @@ class Relation(NamedTuple):
 
 
 class _Kind(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     shared: ClassVar[bool] = False
     """Whether an item's value may carry its share in per cent ("cotton 80")."""
 
@@ -123,9 +117,13 @@ class Taxonomy(_Kind):
     """A tree: industries (optional) over groups over values, with pairs that are near across groups."""
 
     kind: Literal["taxonomy"]
+    """A tree: for categories and stores."""
     industries: dict[str, list[str]] = {}
+    """Industry -> its groups; may be left out."""
     groups: dict[str, list[str]]
+    """Group -> its values; another value of the group is related, another group is unrelated."""
     near: list[tuple[str, str]] = []
+    """Pairs of values near in function and form."""
 
     @functools.cached_property
     def group_of(self) -> dict[str, str]:
@@ -186,8 +184,10 @@ class Family(_Kind):
     """Families of close values, such as shades of a colour or trims of a series; colours carry their RGB."""
 
     kind: Literal["family"]
+    """Values with close relatives: for colors and models."""
     shared: ClassVar[bool] = True
     families: dict[str, dict[str, RGB] | list[str]]
+    """Family -> its members, shades with the RGB (0 to 255) that pictures show; it admits each of them."""
 
     @functools.cached_property
     def family_of(self) -> dict[str, str]:
@@ -247,10 +247,14 @@ class Blend(_Kind):
     """Materials with their nearest kin; some have their share told and may be asked for as pure."""
 
     kind: Literal["blend"]
+    """Materials that mix."""
     shared: ClassVar[bool] = True
     kin: dict[str, str]
+    """Material -> its nearest kin, "" for none."""
     shares: dict[str, list[int]] = {}
+    """Materials whose share in an item is told -> the shares that occur, in per cent."""
     pure: dict[str, str] = {}
+    """Words for a pure material ("pure cotton") -> the material, which needs shares."""
 
     def demands(self) -> list[str]:
         return [*self.kin, *self.pure]
@@ -296,8 +300,11 @@ class Lineage(_Kind):
     """Values with a parent ("" for none): brands and sub-brands, accessories and what they belong to."""
 
     kind: Literal["lineage"]
+    """Values with parents: for brands, main products and accessories."""
     parents: dict[str, str]
+    """Value -> its parent, "" for none."""
     competitors: list[list[str]] = []
+    """Values that shoppers take for one another, by groups."""
 
     @functools.cached_property
     def _rivals(self) -> set[tuple[str, str]]:
@@ -349,8 +356,11 @@ class Ladder(_Kind):
     """Values in order, in one or more ladders; a general value serves several (unisex, one size)."""
 
     kind: Literal["ladder"]
+    """Values in order: for age stages, sizes and grades."""
     ladders: list[list[str]]
+    """Each ladder in order; neighbouring values are one step apart, those of two ladders unrelated."""
     general: dict[str, list[str]] = {}
+    """General value of an item -> the values that it serves."""
 
     @functools.cached_property
     def _rung(self) -> dict[str, tuple[int, int]]:
@@ -387,9 +397,13 @@ class Limit(_Kind):
     """An upper limit on a number, such as a price; items have whole numbers in ``lowest..highest``."""
 
     kind: Literal["limit"]
+    """An upper limit: for prices."""
     limits: list[int] = Field(min_length=1)
+    """Limits that queries name."""
     lowest: int = Field(ge=0)
+    """Lowest number of an item."""
     highest: int
+    """Highest number of an item."""
 
     def demands(self) -> list[str]:
         return [str(limit) for limit in self.limits]
@@ -423,10 +437,15 @@ class Amount(_Kind):
     """A number with a unit, such as a volume: asked for, sold, and up to where it is a sample."""
 
     kind: Literal["amount"]
+    """Numbers with a unit: for volumes and weights."""
     unit: str = Field(pattern="^[a-z]*$")
+    """Unit in small letters ("ml"), or "" for a bare number."""
     asked: list[float] = Field(min_length=1)
+    """Amounts that queries name; each is sold."""
     sold: list[float] = Field(min_length=1)
+    """Amounts that items have."""
     sample: float = 0.0
+    """Up to this amount an item is a sample; 0 for no samples."""
 
     def demands(self) -> list[str]:
         return [f"{number:g}{self.unit}" for number in self.asked]
@@ -464,18 +483,20 @@ class Amount(_Kind):
 
 
 class Set(_Kind):
-    """Values without order, of which an item may hold ``several``.
-
-    ``asked`` lists the demands where they are not just the values (some of them, or joined ones such as
-    "cleanser+toner"), ``unwanted`` the values that negated demands ask for.
-    """
+    """Values without order, of which an item may hold ``several``."""
 
     kind: Literal["set"]
+    """Values without order: for styles, ingredients, functions, seasons and sets."""
     values: list[str]
+    """What an item may have."""
     general: dict[str, list[str]] = {}
+    """General value of an item -> the values that it serves."""
     several: int = Field(default=1, ge=1, le=4)
+    """How many of the values an item may have at once."""
     asked: list[str] = []
+    """What queries ask for, if not just the values: some of them, or joined ones ("toner+serum")."""
     unwanted: list[str] = []
+    """Values that negated demands ask for; left out, all that may be asked for."""
 
     def demands(self) -> list[str]:
         return self.asked or list(self.values)
@@ -530,9 +551,13 @@ class Flags(_Kind):
     """Claims that are stated, silent or contradicted; of a ``strict`` one silence is not enough."""
 
     kind: Literal["flags"]
+    """Claims: for special attributes."""
     opposites: dict[str, str]
+    """Claim -> what contradicts it, "" for nothing."""
     strict: list[str] = []
+    """Claims that must be stated; silence is not enough."""
     several: int = Field(default=1, ge=1, le=4)
+    """How many claims an item may make at once."""
 
     def demands(self) -> list[str]:
         return list(self.opposites)

@@ -14,13 +14,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, RootModel, model_validator
 
 from lore_lib.artifacts import project_root
 from lore_lib.errors import DataError, nearest
-from lore_lib.vertical.kinds import NEGATED_RELATIONS, NOT_STATED, RELATIONS, Dimension, Problem
+from lore_lib.vertical.kinds import NEGATED_RELATIONS, NOT_STATED, RELATIONS, Dimension
 from lore_lib.vertical.schema import DIMENSIONS, Attributes, Demand, Verdict
+from lore_lib.vertical.source import Contradictions, Problem, load
 
 if TYPE_CHECKING:
     from lore_lib.vertical.definition import Vertical
@@ -32,21 +32,18 @@ Level = Literal[1, 2, 3, 4]
 
 
 class Example(BaseModel):
-    """A worked example: this demand and this item make the rule fire.
+    """A worked example: this demand and this item make the rule fire."""
 
-    Attributes:
-        dimension: needed where the rule holds for any dimension, else that of the rule.
-        asked: the value demanded.
-        found: what the item has, with a share where one is told ("cotton 92"); None when it states nothing.
-        shop: key of the vocabulary in ``data/rules/example_shops.yaml`` that holds the values; unused by the
-            rules of a vertical, whose own vocabulary serves.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     dimension: str = ""
+    """Needed where the rule holds for any dimension, else that of the rule."""
     asked: str
+    """The value demanded."""
     found: str | None = None
+    """What the item has, with a share where one is told ("cotton 92"); left out when it states nothing."""
     shop: str = "boutique"
+    """Key of the vocabulary in ``data/rules/example_shops.yaml`` that holds the values; unused by the rules
+    of a vertical, whose own vocabulary serves."""
 
 
 def _as_list(value: Any) -> Any:
@@ -54,34 +51,31 @@ def _as_list(value: Any) -> Any:
 
 
 class Rule(BaseModel):
-    """One row.
+    """One row."""
 
-    Attributes:
-        id: unique name; a vertical replaces a universal rule by giving its id.
-        dimension: key of ``DIMENSIONS``, or :data:`ANY`.
-        when: relations that fire it (keys of ``RELATIONS``); where negated and of any dimension, those of
-            ``NEGATED_RELATIONS``.
-        negated: whether the demand must be negated ("not leather").
-        at_most: fires only up to this measure of the relation, inclusive.
-        at_least: fires only from this measure on, inclusive. Of the rules for one relation the tightest bound
-            that holds wins, and the one without a bound takes the rest.
-        level: the level it caps the label at.
-        everyday: the level by everyday sense, for a judge who does not know the rule; None if the same.
-        reason: why, in a few words.
-        examples: at least one, and each is a test.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     id: str = Field(min_length=1)
+    """Unique name; a vertical replaces a universal rule by giving its id."""
     dimension: str
+    """One of the 18 dimensions, or "any" for all of them."""
     when: Annotated[tuple[str, ...], BeforeValidator(_as_list), Field(min_length=1)]
+    """Relations that fire it (keys of ``RELATIONS``); where negated and of any dimension, those of
+    ``NEGATED_RELATIONS``."""
     negated: bool = False
+    """Whether the demand must be negated ("not leather")."""
     at_most: float | None = None
+    """Fires only up to this measure of the relation, inclusive."""
     at_least: float | None = None
+    """Fires only from this measure on, inclusive. Of the rules for one relation the tightest bound that holds
+    wins, and the one without a bound takes the rest."""
     level: Level
+    """The level it caps the label at."""
     everyday: Level | None = None
+    """The level by everyday sense, for a judge who does not know the rule; left out if the same."""
     reason: str = Field(min_length=1)
+    """Why, in a few words."""
     examples: tuple[Example, ...] = Field(min_length=1)
+    """At least one, and each is a test."""
 
     def holds(self, measure: float) -> bool:
         """Whether the measure lies within the bound; a rule without one always holds."""
@@ -194,28 +188,25 @@ def _tightest_first(rule: Rule) -> float:
     return -rule.at_least if rule.at_least is not None else float("inf")
 
 
+class _RuleFile(RootModel[tuple[Rule, ...]]):
+    """A file of rules alone."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> _RuleFile:
+        book = RuleBook(self.root)
+        if problems := [*book.row_problems(), *book.bound_problems()]:
+            raise Contradictions(problems)
+        return self
+
+
 @functools.cache
 def universal_rules() -> RuleBook:
     """The rules of ``data/rules/universal.yaml``.
 
     Raises:
-        DataError: malformed YAML or rules; every problem is named.
+        DataError: malformed YAML or rules; every problem is named with its line.
     """
-    path = project_root() / "data" / "rules" / "universal.yaml"
-    try:
-        rules = TypeAdapter(tuple[Rule, ...]).validate_python(
-            yaml.safe_load(path.read_text(encoding="utf-8"))
-        )
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not readable as YAML in UTF-8: {error}") from error
-    except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        raise DataError(f"{path}: {len(lines)} problem(s): " + " | ".join(lines)) from error
-    book = RuleBook(rules)
-    found = [*book.row_problems(), *book.bound_problems()]
-    if problems := [f"{'.'.join(map(str, path))}: {message}" for path, message in found]:
-        raise DataError(f"{path}: {len(problems)} problem(s): " + " | ".join(problems))
-    return book
+    return RuleBook(load(project_root() / "data" / "rules" / "universal.yaml", _RuleFile).root)
 
 
 class Judgement(NamedTuple):

@@ -12,16 +12,15 @@ import functools
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
 
-from lore_lib.errors import nearest
+from lore_lib.errors import DataError, nearest
 
 MAX_BYTES = 10_000_000
 MAX_DEPTH = 32
@@ -54,9 +53,24 @@ _QUOTED = re.compile(r"'([^']*)'")
 _JOINERS = "\u200c\u200d"  # Persian, Indic scripts and emoji need them
 
 
+class Problem(NamedTuple):
+    """What a model says is wrong, and where: the keys and positions that lead there from the model down."""
+
+    path: Location
+    message: str
+
+
+class Contradictions(ValueError):
+    """Raised by a model's own validator for values that are well-formed and do not fit together."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = list(problems)
+        super().__init__("; ".join(f"{_dotted(path)}: {message}" for path, message in self.problems))
+
+
 @dataclass(frozen=True, order=True)
-class Problem:
-    """One thing to mend. ``str()`` gives ``file:line: field: message``, which editors can click.
+class Diagnostic:
+    """One thing to mend in a file. ``str()`` gives ``file:line: field: message``, which editors can click.
 
     Attributes:
         file: path as the user would write it.
@@ -76,14 +90,6 @@ class Problem:
         found = f" (found {_brief(self.found, 60)})" if self.found else ""
         parts = (f"{self.file}:{self.line}", _brief(self.field, 200), _brief(self.message, 400) + found)
         return ": ".join(_visible(part) for part in parts if part)
-
-
-class Contradictions(ValueError):
-    """Raised by a model's own validator for values that do not fit together, each with its path."""
-
-    def __init__(self, problems: Iterable[tuple[Location, str]]):
-        self.problems = list(problems)
-        super().__init__("; ".join(f"{_dotted(path)}: {message}" for path, message in self.problems))
 
 
 @dataclass
@@ -164,7 +170,7 @@ class Source:
     """
 
     root: Node | None
-    problems: list[Problem]
+    problems: list[Diagnostic]
     broken: set[Location]
 
 
@@ -179,8 +185,14 @@ class Checked(Generic[M]):
     """
 
     value: M | None
-    problems: list[Problem]
+    problems: list[Diagnostic]
     complete: bool
+
+    @property
+    def summary(self) -> str:
+        """How many problems there are, and whether more may show."""
+        count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
+        return count if self.complete else f"{count}; more may show once these are mended"
 
 
 @dataclass
@@ -209,7 +221,7 @@ def read_source(path: Path) -> Source:
         root = None
         builder.faults.append((error.line, (), error.found, error.message))
     problems = [
-        Problem(str(path), line, _dotted(location), found, message)
+        Diagnostic(str(path), line, _dotted(location), found, message)
         for line, location, found, message in builder.faults
     ]
     return Source(root, sorted(problems), builder.broken)
@@ -232,10 +244,13 @@ def check(path: Path, model: type[M]) -> Checked[M]:
             value = model.model_validate(root.plain)
         except ValidationError as error:
             wrong: set[Location] = set()
-            for detail in error.errors(include_url=False):
+            details = [(_where(root, detail), detail) for detail in error.errors(include_url=False)]
+            above = {at[:n] for at, _ in details for n in range(len(at))}
+            for at, detail in details:
+                if at in above and detail["type"].endswith("_type"):
+                    continue  # a member of a union that the value was not meant for: another one went deeper
                 node, own = root.locate(detail["loc"]), detail["type"] == "value_error"
                 missing = detail["type"] == "missing"
-                at = (*node.path, detail["loc"][-1]) if missing else node.path
                 if at[:1] and at[0] in stand_ins:  # it was no good
                     wrong.add(())
                     complete = False
@@ -258,7 +273,26 @@ def check(path: Path, model: type[M]) -> Checked[M]:
             return Checked(None if problems else value, sorted(problems), complete)
 
 
-def _is_sure(problem: Problem, words: set[str], stand_ins: set[str]) -> bool:
+def load(path: Path, model: type[M]) -> M:
+    """The model that a YAML file holds.
+
+    Raises:
+        DataError: every problem of the file, one a line.
+    """
+    checked = check(path, model)
+    if checked.value is None:
+        lines = "".join(f"\n  {problem}" for problem in checked.problems)
+        raise DataError(f"{path}: {checked.summary}:{lines}")
+    return checked.value
+
+
+def _where(root: Node, detail: Mapping[str, Any]) -> Location:
+    """Where in the file the value stands that an error is about, or would stand if it were there."""
+    path = root.locate(detail["loc"]).path
+    return (*path, detail["loc"][-1]) if detail["type"] == "missing" else path
+
+
+def _is_sure(problem: Diagnostic, words: set[str], stand_ins: set[str]) -> bool:
     return not words & _quoted(problem.message) and problem.field.partition(".")[0] not in stand_ins
 
 
@@ -384,8 +418,6 @@ class _Builder:
             child = self.node(name.path, name.line)
             if not isinstance(event, yaml.ScalarEvent):
                 self._fault(name.line, path, name.found, "a key must be a word or a text")
-            elif name.text == "<<":
-                self._fault(name.line, path, "<<", "merge keys are not read; write the values out")
             elif name.value in entries:
                 lines = f"{entries[name.value].line} and {name.line}"
                 self._fault(name.line, name.path, "", f"the key stands twice, on lines {lines}; keep one")
@@ -409,6 +441,7 @@ class _Builder:
             return text
         tag = self.loader.resolve(yaml.ScalarNode, text, event.implicit)
         if tag == "tag:yaml.org,2002:merge":
+            self._fault(line, path, "", "merge keys are not read; write the values out", broken=True)
             return text
         try:
             value = self.loader.construct_object(yaml.ScalarNode(tag, text))
@@ -441,16 +474,20 @@ class _Builder:
         return _Unreadable(line, f"not YAML: {error.problem or 'cannot be parsed'}{context}{since}")
 
 
-def _explain(detail: ErrorDetails, root: Node, model: type[BaseModel], file: str) -> Iterator[Problem]:
+def _explain(
+    detail: Mapping[str, Any], root: Node, model: type[BaseModel], file: str
+) -> Iterator[Diagnostic]:
     """One pydantic error in the words of the file; a model's own validator may tell several at once."""
     location, kind = detail["loc"], detail["type"]
     node = root.locate(location)
     found = node.found
     message = detail["msg"].removeprefix("Input ")
     if kind == "value_error":
-        for path, text in _contradictions(detail, model):
+        error = detail["ctx"]["error"]
+        own = [Problem((), str(error))] if not isinstance(error, Contradictions) else error.problems
+        for path, text in own:
             exact = _sharpen(root.locate((*location, *path)), text)
-            yield Problem(file, exact.line, _dotted(exact.path), "", text)
+            yield Diagnostic(file, exact.line, _dotted(exact.path), "", text)
         return
     where = node.path
     if kind == "missing":
@@ -470,28 +507,9 @@ def _explain(detail: ErrorDetails, root: Node, model: type[BaseModel], file: str
         message = "should be a mapping, 'field: value' line by line"
     if kind == "string_type" and found not in ("", "nothing") and not isinstance(node.value, dict | list):
         message += "; write it in quotes"
-    elif kind in ("literal_error", "enum"):
-        message += f"; {nearest(found, sorted(_quoted(str(detail.get('ctx', {}).get('expected', '')))))}"
-    yield Problem(file, node.line, _dotted(where), found, message)
-
-
-def _contradictions(detail: ErrorDetails, model: type[BaseModel]) -> list[tuple[Location, str]]:
-    """What a validator said, as (path below the model that raised it, message).
-
-    A plain ValueError is one message; of the whole file it may be several, "field.name: message; ...".
-    """
-    error = detail.get("ctx", {}).get("error")
-    if isinstance(error, Contradictions):
-        return error.problems
-    text = detail["msg"].removeprefix("Value error, ")
-    if detail["loc"]:
-        return [((), text)]
-    names = "|".join(map(re.escape, model.model_fields))
-    found: list[tuple[Location, str]] = []
-    for part in re.split(rf"; (?=(?:{names})[.:]|group ')", text):
-        prefixed = re.match(rf"((?:{names})(?:\.[^:]*)?): (.*)", part, re.DOTALL)
-        found.append((tuple(prefixed[1].split(".")), prefixed[2]) if prefixed else ((), part))
-    return found
+    elif kind in ("literal_error", "enum") and (words := _quoted(detail["ctx"]["expected"])):
+        message += f"; {nearest(found, sorted(words))}"
+    yield Diagnostic(file, node.line, _dotted(where), found, message)
 
 
 def _sharpen(node: Node, message: str) -> Node:
@@ -545,7 +563,9 @@ def _below(place: dict[str, Any], part: str | int) -> list[dict[str, Any]]:
         prefix = place.get("prefixItems", [])
         children = [prefix[part]] if part < len(prefix) else [place.get("items")]
     else:
-        children = [place.get("properties", {}).get(part, place.get("additionalProperties"))]
+        kinds = place.get("discriminator", {}).get("mapping", {})
+        kind = {"$ref": kinds[part]} if part in kinds else place.get("additionalProperties")
+        children = [place.get("properties", {}).get(part, kind)]
     return [child for child in children if isinstance(child, dict)]
 
 

@@ -9,7 +9,8 @@ import yaml
 
 from lore_lib.artifacts import project_root
 from lore_lib.errors import DataError
-from lore_lib.vertical.definition import Vertical, load_vertical, read_vertical, vertical_problems
+from lore_lib.vertical.definition import Vertical, load_vertical, read_vertical
+from lore_lib.vertical.source import check
 
 BUNDLED = "data/verticals/apparel_home/vertical.yaml"
 
@@ -26,13 +27,24 @@ def fields(bundled: dict[str, Any]) -> dict[str, Any]:
     return copy.deepcopy(bundled)
 
 
-def problems_of(fields: object, folder: Path) -> str:
+def written(fields: object, folder: Path) -> Path:
     path = folder / "vertical.yaml"
-    path.write_text(yaml.safe_dump(fields), encoding="utf-8")
+    path.write_text(yaml.safe_dump(fields, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def problems_of(fields: object, folder: Path) -> str:
+    path = written(fields, folder)
     with pytest.raises(DataError) as caught:
         read_vertical(path)
-    assert str(path) in str(caught.value)
+    assert str(caught.value).startswith(f"{path}: ")
     return str(caught.value)
+
+
+def found(fields: object, folder: Path) -> list[tuple[str, str]]:
+    """Field and message of every problem."""
+    problems = check(written(fields, folder), Vertical).problems
+    return [(problem.field, problem.message) for problem in problems]
 
 
 def test_the_bundled_vertical_loads_and_is_frozen(vertical: Vertical) -> None:
@@ -50,18 +62,25 @@ def test_an_unknown_name_is_answered_with_the_nearest() -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"colors: {navy: [1, 2", b"\tname: x", b"name: \xff\xfe"], ids=["open", "tab", "bytes"]
+    ("content", "said"),
+    [
+        (b"colors: {navy: [1, 2", "not YAML"),
+        (b"\tname: x", "a tab indents"),
+        (b"name: \xff\xfe", "not UTF-8"),
+        (b"name: x\nname: y", "the key stands twice, on lines 1 and 2"),
+    ],
+    ids=["open", "tab", "bytes", "twice"],
 )
-def test_malformed_yaml_is_named_with_its_file(content: bytes, tmp_path: Path) -> None:
+def test_malformed_yaml_is_named_with_its_file_and_line(content: bytes, said: str, tmp_path: Path) -> None:
     path = tmp_path / "vertical.yaml"
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"vertical\.yaml: not valid YAML in UTF-8"):
+    with pytest.raises(DataError, match=rf"\n  {path}:[12]: .*{said}"):
         read_vertical(path)
 
 
 @pytest.mark.parametrize("content", [None, [], "name", 3], ids=repr)
 def test_yaml_that_is_no_mapping_is_refused(content: object, tmp_path: Path) -> None:
-    assert "1 problem(s): file:" in problems_of(content, tmp_path)
+    assert "1 problem; more may show once these are mended:\n" in problems_of(content, tmp_path)
 
 
 def test_every_wrong_field_is_listed_in_one_error(fields: dict[str, Any], tmp_path: Path) -> None:
@@ -78,90 +97,90 @@ def test_every_wrong_field_is_listed_in_one_error(fields: dict[str, Any], tmp_pa
     fields["lexicon"]["flax"] = {"intent": "DJ", "means": {"material": "linen", "color": "tan"}}
     said = problems_of(fields, tmp_path)
     for part in (
-        "title: Field required",
-        "flavours: Extra inputs",
-        "dimensions.color.families.red",
-        "dimensions.style: Input tag 'sett'",
-        "world.slang_share: Input should be less than or equal to 1",
-        "rules.0.level",
-        "rules.0.examples",
-        "lexicon.klein: Value error, intent 'XX' is not one of plain",
-        "unknown dimension 'colour'; did you mean 'color'?",
-        "exactly one dimension: value, found 2",
+        "title: this field is missing",
+        "flavours: unknown field; known: name, title, dimensions, rules, lexicon, world",
+        "dimensions.color.families.red.crimson: should be a valid tuple",
+        "dimensions.style.kind: unknown kind; did you mean 'set'? (found sett)",
+        "world.slang_share: should be less than or equal to 1 (found 1.5)",
+        "rules[0].level: should be 1, 2, 3 or 4",
+        "rules[0].examples: Tuple should have at least 1 item",
+        "lexicon.klein.intent: intent 'XX' is not one of plain",
+        "lexicon.latte.means.colour: unknown dimension 'colour'; did you mean 'color'?",
+        "lexicon.flax.means: 'means' must hold exactly one dimension: value, found 2",
     ):
         assert part in said
+    assert ": 10 problems" in said
 
 
-CONTRADICTIONS: list[tuple[tuple[str | int, ...], Any, tuple[str | int, ...], str]] = [
+CONTRADICTIONS: list[tuple[tuple[str | int, ...], Any, str, str]] = [
     # where, what is written there, where the problem is reported, what it says
     (("dimensions", "color", "families", "red", "navy"), [1, 2, 3],
-     ("dimensions", "color", "families", "red"), "'navy' stands in two places; keep one"),
+     "dimensions.color.families.red.navy", "'navy' stands in two places; keep one"),
     (("dimensions", "color", "families", "red", "crimson"), [196, 16, 460],
-     ("dimensions", "color", "families", "red", "crimson"), "RGB channels run from 0 to 255"),
+     "dimensions.color.families.red.crimson", "RGB channels run from 0 to 255"),
     (("dimensions", "color", "families", "red", "blue"), [1, 2, 3],
-     ("dimensions", "color", "families", "red"), "cyclic: 'blue' is a family and a member of 'red'"),
+     "dimensions.color.families.red.blue", "cyclic: 'blue' is a family and a member of 'red'"),
     (("dimensions", "category", "groups", "tops"), ["shirt", "dress"],
-     ("dimensions", "category", "groups", "tops"), "'dress' stands in two places"),
-    (("dimensions", "category", "groups", "hats"), ["cap"], ("dimensions", "category", "groups", "hats"),
+     "dimensions.category.groups.tops[1]", "'dress' stands in two places"),
+    (("dimensions", "category", "groups", "hats"), ["cap"], "dimensions.category.groups.hats",
      "group 'hats' stands in no industry; add it to one"),
-    (("dimensions", "category", "groups", "bags"), ["tops"], ("dimensions", "category", "groups", "bags"),
+    (("dimensions", "category", "groups", "bags"), ["tops"], "dimensions.category.groups.bags[0]",
      "cyclic taxonomy: 'tops' is a value and a level above"),
-    (("dimensions", "category", "industries", "tops"), [], ("dimensions", "category", "industries", "tops"),
+    (("dimensions", "category", "industries", "tops"), [], "dimensions.category.industries.tops",
      "cyclic taxonomy: 'tops' is a group and an industry"),
     (("dimensions", "category", "industries", "home"), ["bedding", "livng"],
-     ("dimensions", "category", "industries", "home", 1), "unknown group 'livng'; did you mean 'living'?"),
-    (("dimensions", "category", "near", 0), ["dress", "gwon"], ("dimensions", "category", "near", 0),
+     "dimensions.category.industries.home[1]", "unknown group 'livng'; did you mean 'living'?"),
+    (("dimensions", "category", "near", 0), ["dress", "gwon"], "dimensions.category.near[0][1]",
      "unknown value 'gwon'; did you mean 'gown'?"),
-    (("dimensions", "material", "kin", "linen"), "rami", ("dimensions", "material", "kin", "linen"),
+    (("dimensions", "material", "kin", "linen"), "rami", "dimensions.material.kin.linen",
      "unknown kin 'rami'; did you mean 'ramie'?"),
-    (("dimensions", "material", "pure", "pure silk"), "silk", ("dimensions", "material", "pure", "pure silk"),
+    (("dimensions", "material", "pure", "pure silk"), "silk", "dimensions.material.pure.pure silk",
      "'pure silk' needs 'shares' of 'silk'"),
-    (("dimensions", "brand", "parents", "Relo"), "Aurela", ("dimensions", "brand", "parents", "Relo"),
+    (("dimensions", "brand", "parents", "Relo"), "Aurela", "dimensions.brand.parents.Relo",
      "unknown parent 'Aurela'; did you mean 'Aurelo'?"),
-    (("dimensions", "brand", "parents", "Aurelo"), "Relo", ("dimensions", "brand", "parents", "Relo"),
+    (("dimensions", "brand", "parents", "Aurelo"), "Relo", "dimensions.brand.parents.Relo",
      "cyclic lineage: Relo -> Aurelo -> Relo; cut it at one place"),
     (("dimensions", "audience", "general", "unisex"), ["woman"],
-     ("dimensions", "audience", "general", "unisex", 0), "unknown value 'woman'; did you mean 'women'?"),
+     "dimensions.audience.general.unisex[0]", "unknown value 'woman'; did you mean 'women'?"),
     (("dimensions", "price", "limits", 0), 500,
-     ("dimensions", "price", "limits", 0), "outside of the items' 12 to 180"),
+     "dimensions.price.limits[0]", "outside of the items' 12 to 180"),
     (("dimensions", "style", "values", 0), "a+b",
-     ("dimensions", "style", "values", 0), "holds '+', which joins values"),
-    (("dimensions", "style", "values", 0), "mint", ("dimensions", "style"), "'mint' is a style and a color"),
-    (("dimensions", "seasons"), {"kind": "set", "values": ["summer"]}, ("dimensions", "seasons"),
+     "dimensions.style.values[0]", "holds '+', which joins values"),
+    (("dimensions", "style", "values", 0), "mint",
+     "dimensions.style.values[0]", "'mint' is a style and a color"),
+    (("dimensions", "seasons"), {"kind": "set", "values": ["summer"]}, "dimensions.seasons",
      "unknown dimension 'seasons'; did you mean 'season'?"),
     (("dimensions", "season"), {"kind": "limit", "limits": [3], "lowest": 1, "highest": 9},
-     ("dimensions", "season", "kind"), "no rule for season 'over'"),
-    (("lexicon", "matcha", "means"), {"color": "mintt"}, ("lexicon", "matcha", "means", "color"),
+     "dimensions.season.kind", "no rule for season 'over'"),
+    (("lexicon", "matcha", "means"), {"color": "mintt"}, "lexicon.matcha.means.color",
      "color 'mintt' is unknown; did you mean 'mint'?"),
-    (("lexicon", "matcha", "means"), {"color": "mint+olive"}, ("lexicon", "matcha", "means", "color"),
+    (("lexicon", "matcha", "means"), {"color": "mint+olive"}, "lexicon.matcha.means.color",
      "an item has one color; give one value"),
-    (("lexicon", "mint"), {"intent": "DJ", "means": {"color": "olive"}}, ("lexicon", "mint"),
+    (("lexicon", "mint"), {"intent": "DJ", "means": {"color": "olive"}}, "lexicon.mint",
      "'mint' is slang and a color"),
-    (("world", "asks", "season"), 0.0, ("world", "asks", "season"), "unknown dimension 'season'"),
-    (("world", "asks", "color"), 0.5, ("world", "asks"), "shares sum to 1.2, not to 1"),
-    (("world", "back", "price"), "under", ("world", "back", "price"), "no {} for the words of the demand"),
-    (("world", "silhouettes", "bags"), [[1, 1]], ("world", "silhouettes"), "group 'bags' needs a silhouette"),
+    (("world", "asks", "season"), 0.0, "world.asks.season", "unknown dimension 'season'"),
+    (("world", "asks", "color"), 0.5, "world.asks", "shares sum to 1.2, not to 1"),
+    (("world", "back", "price"), "under", "world.back.price", "no {} for the words of the demand"),
+    (("world", "silhouettes", "bags"), [[1, 1]], "world.silhouettes.bags", "group 'bags' needs a silhouette"),
     (("world", "only"), {"style": ["topps"]},
-     ("world", "only", "style", 0), "unknown group 'topps'; did you mean"),
+     "world.only.style[0]", "unknown group 'topps'; did you mean"),
     (("rules",), [{"id": "price.near", "dimension": "prise", "when": "over", "level": 3, "reason": "r",
-                   "examples": [{"asked": "40"}]}], ("rules", 0, "dimension"), "unknown dimension 'prise'"),
+                   "examples": [{"asked": "40"}]}], "rules[0].dimension", "unknown dimension 'prise'"),
     (("rules",), [{"id": "price.far", "dimension": "price", "when": "over", "level": 2, "reason": "r",
-                   "examples": [{"asked": "40"}]}], ("rules", 0, "when"),
+                   "examples": [{"asked": "40"}]}], "rules[0].when",
      "2 rules without a bound for price 'over'"),
     (("rules",), [{"id": "price.near", "dimension": "price", "when": "over", "at_most": 25, "level": 3,
-                   "reason": "r", "examples": [{"asked": "40", "found": "52"}]}], ("rules", 0, "examples", 0),
+                   "reason": "r", "examples": [{"asked": "40", "found": "52"}]}], "rules[0].examples[0]",
      "fires 'price.over' (level 2) instead"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("at", "value", "path", "said"), CONTRADICTIONS, ids=lambda x: str(x)[:40])
+@pytest.mark.parametrize(("at", "value", "field", "said"), CONTRADICTIONS, ids=lambda x: str(x)[:40])
 def test_a_contradiction_is_named_with_its_place(
-    fields: dict[str, Any], at: tuple[str | int, ...], value: Any, path: tuple[str | int, ...], said: str
+    fields: dict[str, Any], at: tuple[str | int, ...], value: Any, field: str, said: str, tmp_path: Path
 ) -> None:
     write(fields, at, value)
-    assert [
-        problem for problem in vertical_problems(fields) if problem.path == path and said in problem.message
-    ]
+    assert [message for where, message in found(fields, tmp_path) if where == field and said in message]
 
 
 def write(fields: Any, at: tuple[str | int, ...], value: Any) -> None:
@@ -175,13 +194,15 @@ def test_every_contradiction_is_listed_in_one_error(fields: dict[str, Any], tmp_
     for at, value, _, _ in chosen:
         write(fields, at, value)
     said = problems_of(fields, tmp_path)
-    assert f"{len(chosen)} problem(s)" in said
-    for _, _, path, message in chosen:
-        assert ".".join(map(str, path)) in said
+    assert f": {len(chosen)} problems:" in said
+    for _, _, field, message in chosen:
+        assert f": {field}: " in said
         assert message in said
 
 
-def test_a_malformed_word_or_rule_does_not_hide_what_is_wrong_elsewhere(fields: dict[str, Any]) -> None:
+def test_a_malformed_word_or_rule_does_not_hide_what_is_wrong_elsewhere(
+    fields: dict[str, Any], tmp_path: Path
+) -> None:
     fields["lexicon"]["klein"] = {"intent": "XX", "means": {"color": "cobalt"}}
     fields["dimensions"]["brand"]["parents"]["Relo"] = "Aurela"
     row = {
@@ -193,12 +214,32 @@ def test_a_malformed_word_or_rule_does_not_hide_what_is_wrong_elsewhere(fields: 
         "examples": [{"asked": "40"}],
     }
     fields["rules"] = [{"id": "broken"}, row]
-    paths = [problem.path for problem in vertical_problems(fields)]
-    assert ("lexicon", "klein") in paths
-    assert ("dimensions", "brand", "parents", "Relo") in paths
-    assert ("rules", 0, "level") in paths
-    assert ("rules", 1, "when") in paths
+    places = {field for field, _ in found(fields, tmp_path)}
+    assert places >= {"lexicon.klein.intent", "dimensions.brand.parents.Relo"}
+    assert places >= {"rules[0].level", "rules[1].when"}
 
 
-def test_a_sound_vertical_has_no_problems(fields: dict[str, Any]) -> None:
-    assert vertical_problems(fields) == []
+@pytest.mark.parametrize(
+    ("name", "dimension", "said"),
+    [
+        ("category", {"kind": "set", "values": ["dress"]}, "every vertical needs dimension 'category'"),
+        ("price", {"kind": "set", "values": ["cheap"]}, "a world needs dimension 'price' of kind 'limit'"),
+        ("color", {"kind": "set", "values": ["navy"]}, "a world needs dimension 'color' of kind 'family'"),
+    ],
+)
+def test_a_needed_dimension_of_another_kind_is_named(
+    fields: dict[str, Any], name: str, dimension: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    fields["dimensions"][name] = dimension
+    assert [message for where, message in found(fields, tmp_path) if said in message]
+
+
+def test_an_unknown_dimension_is_one_problem(fields: dict[str, Any], tmp_path: Path) -> None:
+    fields["dimensions"]["seasons"] = {"kind": "set", "values": ["summer"]}
+    assert found(fields, tmp_path) == [
+        ("dimensions.seasons", "unknown dimension 'seasons'; did you mean 'season'?")
+    ]
+
+
+def test_a_sound_vertical_has_no_problems(fields: dict[str, Any], tmp_path: Path) -> None:
+    assert found(fields, tmp_path) == []

@@ -1,6 +1,7 @@
 """The rule engine: every rule by its worked examples, thresholds by hand, one label for any pair."""
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -129,6 +130,26 @@ def test_a_relation_without_a_rule_is_named() -> None:
     (problem,) = kept.missing(VERTICAL.dimensions)
     assert problem.path == ("color", "kind")
     assert "no rule for color 'parent'" in problem.message
+
+
+def test_the_universal_file_is_refused_with_the_line_of_every_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "data" / "rules" / "universal.yaml"
+    row = "- {id: x, dimension: color, when: same, level: 4, reason: r, examples: [{asked: red}]}\n"
+    path.parent.mkdir(parents=True)
+    monkeypatch.setenv("LORE_ROOT", str(tmp_path))
+    path.write_text(row + row.replace("level: 4", "level: 5, level: 4"))
+    with pytest.raises(DataError) as caught:
+        universal_rules.__wrapped__()
+    assert str(caught.value).splitlines() == [
+        f"{path}: 2 problems:",
+        f"  {path}:2: [1].level: the key stands twice, on lines 2 and 2; keep one",
+        f"  {path}:2: [1].level: should be 1, 2, 3 or 4 (found 5)",
+    ]
+    path.write_text(row + row)
+    with pytest.raises(DataError, match=r"(?s): 2 problems:\n.*:2: \[1\]\.id: rule 'x' stands twice"):
+        universal_rules.__wrapped__()
 
 
 def level(want: tuple[str, str], item: dict[str, str], rules: bool = True, negated: bool = False) -> int:
