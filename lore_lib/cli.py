@@ -1,21 +1,22 @@
-"""The `lore` command: run the notebooks, show the report, check the machine."""
+"""The `lore` command: run the notebooks, show the report, check the machine.
+
+What a command needs is imported inside it, so that the light ones answer at once.
+"""
 
 import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.status import Status
 
-from lore_lib.config import load_config, parse_setting
 from lore_lib.errors import ConfigError, LoreError
-from lore_lib.run.doctor import diagnose
-from lore_lib.run.report import as_json, print_table, write_html
-from lore_lib.run.runner import Progress, install_kernel, run_stages
-from lore_lib.viz.report import format_seconds
+
+if TYPE_CHECKING:
+    from lore_lib.run.runner import Progress
 
 commands = typer.Typer(
     name="lore",
@@ -50,6 +51,10 @@ def run_command(
     settings: Settings = None,
 ) -> None:
     """Run the notebooks in order; stages that have not changed are left as they are."""
+    from lore_lib.config import load_config
+    from lore_lib.run.report import print_table, write_html
+    from lore_lib.run.runner import run_stages
+
     config = load_config(profile, vertical, run, seed, _overrides(settings))
     console = Console(highlight=False)
     with _Lines(console) as lines:
@@ -74,6 +79,8 @@ def report_command(
     json: Annotated[bool, typer.Option("--json", help="Print the results as JSON instead.")] = False,
 ) -> None:
     """Show the results of a run and write its HTML page."""
+    from lore_lib.run.report import as_json, print_table, write_html
+
     if json:
         typer.echo(as_json(run))
         return
@@ -85,6 +92,9 @@ def report_command(
 @commands.command("doctor")
 def doctor_command(profile: Profile = "demo", settings: Settings = None) -> None:
     """Check Python, packages, kernel, device, memory and disk; every failure comes with its fix."""
+    from lore_lib.config import load_config
+    from lore_lib.run.doctor import diagnose
+
     console = Console(highlight=False)
     checks = diagnose(load_config(profile, overrides=_overrides(settings)))
     for check in checks:
@@ -137,10 +147,9 @@ def validate_command(
     for problem in checked.problems:
         typer.echo(problem)
     if checked.value is None:
-        rest = "" if checked.complete else "; more may show once these are mended"
-        typer.echo(f"{len(checked.problems)} problem(s) in {path}{rest}")
+        typer.echo(f"{path}: {checked.summary}")
         raise typer.Exit(1)
-    typer.echo(f"OK {path}: " + ", ".join(f"{n} {name}" for name, n in counts(checked.value).items()))
+    typer.echo(f"OK {path}: " + ", ".join(f"{name} {n}" for name, n in counts(checked.value).items()))
 
 
 @commands.command("init-vertical")
@@ -160,6 +169,8 @@ def init_vertical_command(
 @commands.command("kernel")
 def kernel_command() -> None:
     """Install the notebook kernel "lore" into this environment (lore run does it as well)."""
+    from lore_lib.run.runner import install_kernel
+
     typer.echo(install_kernel())
 
 
@@ -193,8 +204,10 @@ class _Lines:
         if self._live:
             self._live.stop()
 
-    def show(self, progress: Progress) -> None:
+    def show(self, progress: "Progress") -> None:
         """Take one progress report of the runner."""
+        from lore_lib.viz.report import format_seconds
+
         line = (
             f"[{progress.position}/{progress.stages}] {progress.stage}  {format_seconds(progress.seconds)} "
             f"(expected ~{format_seconds(60 * progress.expected_minutes)})"
@@ -206,6 +219,8 @@ class _Lines:
 
 
 def _overrides(settings: list[str] | None) -> dict[str, Any]:
+    from lore_lib.config import parse_setting
+
     return dict(parse_setting(text) for text in settings or ())
 
 

@@ -10,16 +10,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lore_lib.artifacts import atomic_write_text, read_jsonl, read_parquet
+from lore_lib.artifacts import atomic_write_text, read_parquet
 from lore_lib.errors import ArtifactError, DataError, nearest
-from lore_lib.vertical.definition import Vertical, verticals_folder
-from lore_lib.vertical.schema import DIMENSIONS
-from lore_lib.vertical.source import Checked, Problem, check
-from lore_lib.vertical.tables import COLUMNS, KEYS, check_tables
+from lore_lib.vertical.definition import Vertical, read_vertical, verticals_folder
+from lore_lib.vertical.source import Checked, Diagnostic, check
 
 FILE = "vertical.yaml"
 TEMPLATE = Path(__file__).with_name("template.yaml")
-TABLE_SUFFIXES = (".parquet", ".csv", ".jsonl")
 
 
 def find_vertical(path_or_name: str) -> Path:
@@ -53,9 +50,11 @@ def validate(path: Path) -> Checked[Vertical]:
 def counts(vertical: Vertical) -> dict[str, int]:
     """How much a vertical knows, for the line that says it is well."""
     return {
-        "industries": len(set(vertical.industry_of.values())),
+        "industries": len(vertical.taxonomy.industries),
         "categories": len(vertical.group_of),
-        "dimensions": sum(bool(vertical.values(dimension)) for dimension in DIMENSIONS),
+        "dimensions": len(vertical.dimensions),
+        "rules": len(vertical.rulebook.rules),
+        "own rules": len(vertical.rules),
         "lexicon entries": len(vertical.lexicon),
     }
 
@@ -80,8 +79,7 @@ def init_vertical(name: str, source: str = "") -> Path:
     if path.exists():
         raise DataError(f"{path} is there already and is left as it is; choose another name or remove it")
     template = find_vertical(source) if source else TEMPLATE
-    if problems := check(template, Vertical).problems:
-        raise DataError(f"{len(problems)} problem(s) in {template}, the first at {problems[0]}")
+    read_vertical(template)
     text, replaced = re.subn(
         r"^name:.*$", f"name: {name}", template.read_text(encoding="utf-8"), count=1, flags=re.MULTILINE
     )
@@ -90,48 +88,37 @@ def init_vertical(name: str, source: str = "") -> Path:
     return atomic_write_text(path, text)
 
 
-def _table_problems(folder: Path) -> list[Problem]:
+def _table_problems(folder: Path) -> list[Diagnostic]:
     """What is wrong with the tables in a folder; nothing when it has none, as they are generated then."""
-    beside = {
-        name: [path for suffix in TABLE_SUFFIXES if (path := folder / f"{name}{suffix}").is_file()]
-        for name in COLUMNS
-    }
+    from lore_lib.vertical.tables import COLUMNS, check_tables  # brings the world and its pictures
+
+    beside = {name: sorted(path.name for path in folder.glob(f"{name}.*")) for name in COLUMNS}
     if not any(beside.values()):
         return []
-    problems: list[Problem] = []
+    paths = {name: folder / f"{name}.parquet" for name in COLUMNS}
+    problems: list[Diagnostic] = []
     tables: dict[str, pd.DataFrame] = {}
-    for name, paths in beside.items():
-        if len(paths) != 1:
-            found = ", ".join(path.name for path in paths)
-            message = (
-                "keep one file for a table" if paths else "this table is missing; all four belong together"
-            )
-            problems.append(Problem(str(folder / name), 1, name, found, message))
+    for name, path in paths.items():
+        if path.name not in beside[name]:
+            said = "this table is missing; all four belong together, as Parquet"
+            said += " (lore_lib.vertical.adapters.plain makes them of other files)" if beside[name] else ""
+            problems.append(Diagnostic(str(path), 1, name, ", ".join(beside[name]), said))
             continue
         try:
-            tables[name] = _read_table(paths[0])
-        except (ArtifactError, ValueError, OSError, RecursionError) as error:
-            problems.append(Problem(str(paths[0]), 1, name, "", f"cannot be read: {error}"))
+            tables[name] = read_parquet(path)
+        except ArtifactError as error:
+            problems.append(Diagnostic(str(path), 1, name, "", f"cannot be read: {error}"))
             continue
-        problems += _nested_cells(tables[name], name, paths[0])
+        problems += _nested_cells(tables[name], name, path)
     if not problems:
         try:
             check_tables(tables, folder)
         except DataError as error:
-            places = {name: paths[0] for name, paths in beside.items()}
-            problems = list(_placed(error, tables, places))
+            problems = list(_placed(error, tables, paths))
     return sorted(problems)
 
 
-def _read_table(path: Path) -> pd.DataFrame:
-    if path.suffix == ".parquet":
-        return read_parquet(path)
-    if path.suffix == ".jsonl":
-        return pd.DataFrame(read_jsonl(path))
-    return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-
-
-def _nested_cells(table: pd.DataFrame, name: str, path: Path) -> Iterator[Problem]:
+def _nested_cells(table: pd.DataFrame, name: str, path: Path) -> Iterator[Diagnostic]:
     """Cells that hold a list or an object, which no column may."""
     for column in table.columns:
         if table[column].dtype != object:
@@ -139,16 +126,20 @@ def _nested_cells(table: pd.DataFrame, name: str, path: Path) -> Iterator[Proble
         for row, cell in enumerate(table[column], start=1):
             if isinstance(cell, list | dict | np.ndarray):
                 kind = "an object" if isinstance(cell, dict) else "a list"
-                message = f"row {row} holds {kind}; write it as JSON text"
-                yield Problem(str(path), _line(path, row), f"{name}.{column}", "", message)
+                said = f"row {row} holds {kind}; write it as JSON text"
+                yield Diagnostic(str(path), row, f"{name}.{column}", "", said)
                 break
 
 
-def _placed(error: DataError, tables: dict[str, pd.DataFrame], places: dict[str, Path]) -> Iterator[Problem]:
+def _placed(
+    error: DataError, tables: dict[str, pd.DataFrame], paths: dict[str, Path]
+) -> Iterator[Diagnostic]:
     """Each problem that ``check_tables`` listed, with the row of the first key that it names."""
+    from lore_lib.vertical.tables import KEYS
+
     for part in str(error).partition(" problem(s): ")[2].split(" | "):
         name, _, message = part.partition(": ")
-        if name not in places:  # a cell's own " | "
+        if name not in paths:  # a cell's own " | "
             name, message = "pairs", part
         row = 0
         quoted = re.search(r"first (?:item )?'([^']*)'", message)
@@ -156,9 +147,4 @@ def _placed(error: DataError, tables: dict[str, pd.DataFrame], places: dict[str,
             rows = [row for row, cell in enumerate(tables[name][key], start=1) if str(cell) == quoted[1]]
             row = rows[-1] if rows else 0
         where = f"row {row}: " if row else ""
-        yield Problem(str(places[name]), _line(places[name], row), name, "", where + message)
-
-
-def _line(path: Path, row: int) -> int:
-    """Where an editor shows a row: a CSV file has its header above."""
-    return row + 1 if path.suffix == ".csv" else max(row, 1)
+        yield Diagnostic(str(paths[name]), max(row, 1), name, "", where + message)
