@@ -1,6 +1,6 @@
 """Errors a user can act on: each message says what was found, the rule, and the nearest fix."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
@@ -35,3 +35,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
     words = list(known)
     close = get_close_matches(name, words, n=1, cutoff=0.6)
     return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(words)}"
+
+
+def listed(problems: Sequence[str]) -> str:
+    """Problems as the end of a message: how many, then one to a line.
+
+    >>> listed(["items: no title"])
+    '1 problem:\\n  items: no title'
+    """
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    return "\n  ".join([f"{count}:", *problems])

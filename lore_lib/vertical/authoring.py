@@ -90,7 +90,7 @@ def init_vertical(name: str, source: str = "") -> Path:
 
 def _table_problems(folder: Path) -> list[Diagnostic]:
     """What is wrong with the tables in a folder; nothing when it has none, as they are generated then."""
-    from lore_lib.vertical.tables import COLUMNS, check_tables  # brings the world and its pictures
+    from lore_lib.vertical.tables import COLUMNS, table_problems  # brings the world and its pictures
 
     beside = {name: sorted(path.name for path in folder.glob(f"{name}.*")) for name in COLUMNS}
     if not any(beside.values()):
@@ -111,10 +111,7 @@ def _table_problems(folder: Path) -> list[Diagnostic]:
             continue
         problems += _nested_cells(tables[name], name, path)
     if not problems:
-        try:
-            check_tables(tables, folder)
-        except DataError as error:
-            problems = list(_placed(error, tables, paths))
+        problems = [_placed(said, tables, paths) for said in table_problems(tables)]
     return sorted(problems)
 
 
@@ -131,20 +128,15 @@ def _nested_cells(table: pd.DataFrame, name: str, path: Path) -> Iterator[Diagno
                 break
 
 
-def _placed(
-    error: DataError, tables: dict[str, pd.DataFrame], paths: dict[str, Path]
-) -> Iterator[Diagnostic]:
-    """Each problem that ``check_tables`` listed, with the row of the first key that it names."""
+def _placed(said: str, tables: dict[str, pd.DataFrame], paths: dict[str, Path]) -> Diagnostic:
+    """A problem of the tables, with the row of the first key that it names."""
     from lore_lib.vertical.tables import KEYS
 
-    for part in str(error).partition(" problem(s): ")[2].split(" | "):
-        name, _, message = part.partition(": ")
-        if name not in paths:  # a cell's own " | "
-            name, message = "pairs", part
-        row = 0
-        quoted = re.search(r"first (?:item )?'([^']*)'", message)
-        if quoted and (key := KEYS.get(name)):
-            rows = [row for row, cell in enumerate(tables[name][key], start=1) if str(cell) == quoted[1]]
-            row = rows[-1] if rows else 0
-        where = f"row {row}: " if row else ""
-        yield Diagnostic(str(paths[name]), max(row, 1), name, "", where + message)
+    name, _, message = said.partition(": ")
+    row = 0
+    quoted = re.search(r"first (?:item )?'([^']*)'", message)
+    if quoted and (key := KEYS.get(name)):
+        rows = [row for row, cell in enumerate(tables[name][key], start=1) if str(cell) == quoted[1]]
+        row = rows[-1] if rows else 0
+    where = f"row {row}: " if row else ""
+    return Diagnostic(str(paths[name]), max(row, 1), name, "", where + message)

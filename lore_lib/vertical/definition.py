@@ -257,13 +257,17 @@ def load_vertical(name: str) -> Vertical:
     """Read and check ``data/verticals/<name>/vertical.yaml``.
 
     Raises:
-        DataError: no such vertical (names the nearest), or a file that :func:`read_vertical` refuses.
+        DataError: no such vertical (names the nearest), a file that :func:`read_vertical` refuses, or one
+            that carries another vertical's name (its tables would be read in place of this one's).
     """
     path = verticals_folder() / name / "vertical.yaml"
     if not path.is_file():
         known = sorted(p.parent.name for p in verticals_folder().glob("*/vertical.yaml"))
         raise DataError(f"no vertical {name!r} under {verticals_folder()}; {nearest(name, known)}")
-    return read_vertical(path)
+    vertical = read_vertical(path)
+    if vertical.name != name:
+        raise DataError(f"{path}: name: is {vertical.name!r}; it must be that of its folder: {name!r}")
+    return vertical
 
 
 def read_vertical(path: Path) -> Vertical:

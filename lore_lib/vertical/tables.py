@@ -8,7 +8,7 @@ import pandas as pd
 
 from lore_lib.artifacts import read_parquet
 from lore_lib.config import WorldConfig
-from lore_lib.errors import DataError
+from lore_lib.errors import DataError, listed
 from lore_lib.vertical.definition import Vertical, verticals_folder
 from lore_lib.vertical.schema import INTENTS, KINDS, LABELS
 from lore_lib.vertical.world import generate_tables
@@ -51,17 +51,20 @@ def check_tables(tables: dict[str, pd.DataFrame], where: Path | str) -> dict[str
         DataError: missing columns, repeated keys, missing texts, unknown labels, kinds, intents or splits,
             dangling references, a query in two splits, prices that are no numbers.
     """
+    if problems := table_problems(tables):
+        raise DataError(f"{where}: {listed(problems)}")
+    return tables
+
+
+def table_problems(tables: dict[str, pd.DataFrame]) -> list[str]:
+    """All that is wrong with the tables, each "<table>: what"; contents only where no column is missing."""
     problems = [
         f"{name}: missing column {column!r} (found {', '.join(tables[name].columns)})"
         for name, columns in COLUMNS.items()
         for column in columns
         if column not in tables[name].columns
     ]
-    if not problems:
-        problems = _content_problems(tables)
-    if problems:
-        raise DataError(f"{where}: {len(problems)} problem(s): " + " | ".join(problems))
-    return tables
+    return problems or _content_problems(tables)
 
 
 def _content_problems(tables: dict[str, pd.DataFrame]) -> list[str]:

@@ -9,6 +9,7 @@ import yaml
 
 from lore_lib.artifacts import project_root
 from lore_lib.errors import DataError
+from lore_lib.vertical import definition
 from lore_lib.vertical.definition import Vertical, load_vertical, read_vertical
 from lore_lib.vertical.source import check
 
@@ -59,6 +60,16 @@ def test_the_bundled_vertical_loads_and_is_frozen(vertical: Vertical) -> None:
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
     with pytest.raises(DataError, match=r"no vertical 'aparel_home'.*did you mean 'apparel_home'"):
         load_vertical("aparel_home")
+
+
+def test_a_vertical_carries_the_name_of_its_folder(
+    fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(definition, "verticals_folder", lambda: tmp_path)
+    (tmp_path / "copied").mkdir()
+    written(fields, tmp_path / "copied")
+    with pytest.raises(DataError, match=r"name: is 'apparel_home'.*'copied'"):
+        load_vertical("copied")
 
 
 @pytest.mark.parametrize(

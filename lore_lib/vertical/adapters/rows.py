@@ -125,7 +125,8 @@ class Problems:
                 lines.append(
                     f"{kind[0]}: {more} more of field {kind[1]!r}" if kind[1] else f"{kind[0]}: {more} more"
                 )
-        raise DataError(f"{self.where}: {len(self)} problem(s):\n  " + "\n  ".join(lines))
+        count = "1 problem" if len(self) == 1 else f"{len(self)} problems"  # of which few may be shown
+        raise DataError("\n  ".join([f"{self.where}: {count}:", *lines]))
 
 
 def visible(text: str) -> bool:
