@@ -247,7 +247,7 @@ def versions() -> dict[str, str]:
 def _source_hash(without: tuple[str, ...]) -> str:
     root = Path(lore_lib.__file__).parent
     digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
+    for path in sorted([*root.rglob("*.py"), *root.rglob("*.yaml")]):
         name = path.relative_to(root).as_posix()
         if not name.startswith(without):
             digest.update(f"{name}\0{file_sha256(path)}\0".encode())
