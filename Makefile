@@ -1,4 +1,4 @@
-# make run | test | lint | smoke | doctor | clean        (make run PROFILE=smoke VERTICAL=... RUN=... SEED=...)
+# make run | test | lint | smoke | bench | doctor | clean        (make run PROFILE=smoke VERTICAL=... RUN=... SEED=...)
 # PIP_EXTRA is handed to pip. CPU-only Linux, where PyPI's torch would be the large CUDA build:
 #   make run PIP_EXTRA="--extra-index-url https://download.pytorch.org/whl/cpu"
 
@@ -13,7 +13,7 @@ VENV  := .venv
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test lint smoke doctor clean
+.PHONY: run test lint smoke bench doctor clean
 
 run: $(STAMP)
 	$(BIN)/lore run --profile $(PROFILE) --vertical $(VERTICAL) --run $(RUN) --seed $(SEED)
@@ -28,6 +28,9 @@ lint: $(STAMP)
 
 smoke: $(STAMP)
 	$(BIN)/lore run --profile smoke --vertical $(VERTICAL) --run smoke --seed $(SEED)
+
+bench: $(STAMP)
+	set -e; for file in benchmarks/bench_*.py; do echo "$$file"; $(BIN)/python $$file; done
 
 doctor: $(STAMP)
 	$(BIN)/lore doctor --profile $(PROFILE)

@@ -1,28 +1,21 @@
-"""Speed and memory of writing prompts, beside the plain per-row ways, in one run.
+"""Speed and memory of writing prompts, beside the plain per-row ways.
 
     python benchmarks/bench_features.py [--sizes 1000 10000 100000 1000000]
 
-Every way runs in a process of its own over the same tables: items and queries of the bundled world, repeated
-under fresh ids and titles, one item a pair. ``CPU s`` is the processor time of the writing alone, because a
-busy machine stretches the wall clock; ``MB`` is the peak of resident memory above that of the loaded tables.
-The growth is the slope of log CPU seconds over log pairs from one size to the next: 1.00 is linear.
+Items and queries of the bundled world, repeated under fresh ids and titles, one item a pair; ``ways.py`` says
+what is measured.
 """
-# ruff: noqa: T201  (a benchmark prints its table)
 
 from __future__ import annotations
 
-import argparse
+import functools
 import json
-import math
-import multiprocessing
-import resource
-import sys
-import time
 from collections.abc import Callable
 
 import datasets
 import numpy as np
 import pandas as pd
+from ways import print_table, sizes_asked
 
 from lore_lib.artifacts import project_root
 from lore_lib.features.build import build_prompts, stream_prompts
@@ -31,10 +24,15 @@ from lore_lib.sampling.engine import load_tokenizer
 from lore_lib.vertical.definition import load_vertical
 from lore_lib.vertical.world import generate_tables
 
-SIZES = (1_000, 10_000, 100_000)
 BUDGET = "full"
 BASE_QUERIES = 200
-PLAIN = ("pandas apply", "datasets.map")
+WAYS = (
+    "build_prompts",
+    "stream_prompts",
+    "stream_prompts, tokens counted",
+    "pandas apply",
+    "datasets.map",
+)
 
 Tables = dict[str, pd.DataFrame]
 
@@ -91,46 +89,12 @@ def write(way: str, tables: Tables) -> None:
         data.map(lambda row: {"prompt": prompt_of(row)}, load_from_cache_file=False)
 
 
-def peak_megabytes() -> float:
-    """Peak resident memory of this process so far."""
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
-
-
-def measure(way: str, base: Tables, pairs: int, say: Callable[[tuple[float, float]], None]) -> None:
-    """In a process of its own: say CPU seconds and megabytes."""
+def prepare(base: Tables, way: str, pairs: int) -> Callable[[], None]:
+    """The tables at this size, with every import done."""
     datasets.disable_progress_bars()
-    write(way, enlarge(base, 100))  # imports, caches
-    tables = enlarge(base, pairs)
-    before, start = peak_megabytes(), time.process_time()
-    write(way, tables)
-    say((time.process_time() - start, peak_megabytes() - before))
-
-
-def main() -> None:
-    """Measure all ways at all sizes and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="numbers of pairs, rising")
-    sizes = parser.parse_args().sizes
-    base, spawn = base_tables(), multiprocessing.get_context("spawn")
-    ways = ("build_prompts", "stream_prompts", "stream_prompts, tokens counted", *PLAIN)
-    print(f"{'way':32}{'pairs':>10}{'CPU s':>9}{'pairs/s':>10}{'MB':>8}{'growth':>8}")
-    for way in ways:
-        last: tuple[int, float] | None = None
-        for pairs in sizes:
-            heard, say = spawn.Pipe(duplex=False)
-            child = spawn.Process(target=measure, args=(way, base, pairs, say.send))
-            child.start()
-            say.close()
-            seconds, megabytes = heard.recv()
-            child.join()
-            growth = f"{math.log(seconds / last[1]) / math.log(pairs / last[0]):.2f}" if last else ""
-            print(
-                f"{way:32}{pairs:>10,}{seconds:>9.2f}{pairs / seconds:>10,.0f}{megabytes:>8.0f}{growth:>8}",
-                flush=True,
-            )
-            last = (pairs, seconds)
+    write(way, enlarge(base, 100))
+    return functools.partial(write, way, enlarge(base, pairs))
 
 
 if __name__ == "__main__":
-    main()
+    print_table(WAYS, sizes_asked(__doc__), functools.partial(prepare, base_tables()))

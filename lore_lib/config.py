@@ -53,7 +53,8 @@ class WorldConfig(_Frozen):
 class FeaturesConfig(_Frozen):
     """What of an item reaches the prompt."""
 
-    budget: Literal["short", "mid", "full"] = "mid"  # token budget of the item's text
+    template: Literal["nano", "en", "zh"] = "nano"  # wording of the prompt; nano is bare, for lore-nano
+    budget: Literal["short", "mid", "full"] = "mid"  # the template's token budget of the user's turn
     captioner: Literal["pixels", "vlm"] = "pixels"  # who looks at the picture; pixels is a mock of a VLM
 
 
@@ -233,14 +234,14 @@ PROFILE_TABLE: dict[str, tuple[Any, Any, Any]] = {
     "world.dev_queries": (12, None, 500),
     "world.test_queries": (16, None, 2000),
     "world.pairs_per_query": (3, None, 8),
-    "features.budget": (None, None, "full"),
+    "features.template": (None, "en", "en"),
     "features.captioner": (None, None, "vlm"),
     "cot.pairs": (320, None, 100_000),
     "cot.teacher": (None, None, "openai"),
     "sft.epochs": (4, 2, 2),
     "sft.learning_rate": (None, 2e-4, 1e-4),
     "sft.batch_pairs": (None, 32, 128),
-    "sft.max_sequence_tokens": (None, 768, 4096),
+    "sft.max_sequence_tokens": (None, 1152, 4096),
     "sft.checkpoint_steps": (20, None, 100),
     "sampling.engine": (None, None, "vllm"),
     "sampling.max_completion_tokens": (None, 256, 1024),

@@ -178,7 +178,8 @@ class SymbolicTeacher:
                 stated |= kind.attributes(name, said[name])
         category = next((w for w in reversed(str(item["title"]).split()) if w in self._vertical.group_of), "")
         stated |= {"category": category} if category else {}
-        return stated | {"price": f"{float(item['price']):g}"}
+        price = float(item["price"])
+        return stated | ({"price": f"{price:g}"} if price > 0 else {})  # 0: not stated
 
 
 def _plain(demand: Demand) -> str:

@@ -126,13 +126,15 @@ def _json(item: Mapping[Any, Any], field: str, kind: type) -> Any:
 
 
 def _price(item: Mapping[Any, Any]) -> str:
-    """The price to the cent, "" where it is missing (None or NaN)."""
+    """The price to the cent, "" where it is not stated (0, None or NaN)."""
     try:
         price = math.nan if item["price"] is None else float(item["price"])
     except (TypeError, ValueError) as error:
         found = f"price holds {item['price']!r:.60}; give a number, such as 19.9"
         raise DataError(f"item {item.get('item_id')!r}: {found}") from error
-    return "" if math.isnan(price) else f"{price:.0f}" if price.is_integer() else f"{price:.2f}"
+    if price == 0 or math.isnan(price):
+        return ""
+    return f"{price:.0f}" if price.is_integer() else f"{price:.2f}"
 
 
 def render_prompt(

@@ -12,6 +12,7 @@ from packaging.requirements import Requirement
 
 from lore_lib.artifacts import atomic_write_text, outputs_root, project_root
 from lore_lib.config import Config, require_built
+from lore_lib.device import resolve_device
 from lore_lib.errors import LoreError
 from lore_lib.run.runner import install_kernel, kernel_interpreter
 
@@ -93,7 +94,7 @@ def _device(config: Config) -> Check:
     import torch  # seconds to import
 
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    found = ", ".join(names) or f"CPU, {torch.get_num_threads()} threads"
+    found = ", ".join(names) or f"{resolve_device('auto').upper()}, {torch.get_num_threads()} threads"
     if config.profile == "paper" and not names:
         return Check("device", found, "profile paper wants a GPU of 80 GB; use profile demo on a CPU")
     if config.model.device == "cuda" and not names:

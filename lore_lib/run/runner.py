@@ -130,8 +130,6 @@ def install_kernel() -> Path:
         # bars of weights and of data preparation would fill a notebook's output
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-        # trl 1.16 sets the old name itself
-        "PYTHONWARNINGS": "ignore:`gradient_checkpointing` is deprecated:FutureWarning",
     }
     folder = Path(sys.prefix, "share", "jupyter", "kernels", KERNEL)
     try:

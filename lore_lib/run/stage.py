@@ -1,6 +1,5 @@
 """A stage is one notebook and one folder, outputs/<run>/<stage>/, whose manifest is written last."""
 
-import functools
 import hashlib
 import html
 import importlib.metadata
@@ -41,6 +40,7 @@ from lore_lib.artifacts import (
     write_parquet,
 )
 from lore_lib.config import MOCKS, Config, config_hash, load_config, require_built
+from lore_lib.device import resolve_device
 from lore_lib.errors import ArtifactError, ConfigError, DataError, nearest
 
 if TYPE_CHECKING:
@@ -247,7 +247,7 @@ def versions() -> dict[str, str]:
 def _source_hash(without: tuple[str, ...]) -> str:
     root = Path(lore_lib.__file__).parent
     digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
+    for path in sorted([*root.rglob("*.py"), *root.rglob("*.yaml")]):
         name = path.relative_to(root).as_posix()
         if not name.startswith(without):
             digest.update(f"{name}\0{file_sha256(path)}\0".encode())
@@ -588,16 +588,6 @@ def mock_notices(engines: dict[str, str]) -> list[str]:
         for role, name in engines.items()
         if name in MOCKS.get(role, {})
     ]
-
-
-@functools.cache
-def resolve_device(device: str) -> str:
-    """ "auto" becomes the accelerator if there is one; others are returned as they are."""
-    import torch  # seconds to import, and not every stage needs it
-
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def _mockable(config: Config, sections: tuple[str, ...]) -> dict[str, str]:

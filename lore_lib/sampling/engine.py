@@ -16,6 +16,7 @@ from transformers.utils import logging
 from lore_lib.artifacts import project_root, read_parquet, write_parquet
 from lore_lib.completion import parse
 from lore_lib.config import Config
+from lore_lib.device import resolve_device
 from lore_lib.errors import EngineError
 from lore_lib.rng import derive_seed
 
@@ -61,13 +62,6 @@ def no_weight_bars() -> Iterator[None]:
         yield
     finally:
         logging.set_tqdm_hook(before)
-
-
-def resolve_device(device: str) -> str:
-    """ "auto" is the CUDA device if there is one, else the CPU; other names stay as they are."""
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def resolve_model(base: str) -> str:

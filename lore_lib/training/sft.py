@@ -20,8 +20,9 @@ from trl import SFTConfig, SFTTrainer
 
 from lore_lib.artifacts import read_jsonl, read_parquet, write_jsonl
 from lore_lib.config import Config
+from lore_lib.device import resolve_device
 from lore_lib.errors import DataError
-from lore_lib.sampling.engine import chat_text, load_model, load_tokenizer, no_weight_bars, resolve_device
+from lore_lib.sampling.engine import chat_text, load_model, load_tokenizer, no_weight_bars
 
 FINISHED = "history.jsonl"
 """Written last: its presence means that the folder holds a whole model."""

@@ -1,3 +1,6 @@
+from pathlib import Path
+from typing import get_args
+
 import pytest
 from pydantic import ValidationError
 
@@ -5,12 +8,14 @@ from lore_lib.config import (
     PROFILE_TABLE,
     PROFILES,
     SECTIONS,
+    FeaturesConfig,
     config_hash,
     load_config,
     parse_setting,
     setting_names,
 )
 from lore_lib.errors import ConfigError
+from lore_lib.features.template import load_template
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -28,6 +33,26 @@ def test_the_table_reaches_the_config() -> None:
     assert load_config("small").model.base == PROFILE_TABLE["model.base"][1]
     assert load_config("paper").model.lora_rank == PROFILE_TABLE["model.lora_rank"][2]
     assert load_config("demo").world.train_queries == 900
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_lore_nano_reads_bare_prompts_and_larger_models_instructions(profile: str) -> None:
+    features, model = load_config(profile).features, load_config(profile).model
+    assert features.template == ("nano" if "lore-nano" in model.base else "en")
+    assert features.budget == "mid", "the paper's choice"
+
+
+@pytest.mark.parametrize("profile", ["small", "paper"])
+def test_a_row_holds_the_longest_prompt_and_the_longest_completion(profile: str) -> None:
+    config = load_config(profile)
+    prompt = load_template(config.features.template).budgets[config.features.budget].tokens
+    chat = 40  # SmolLM2's template, system turn included, adds 30
+    assert prompt + chat + config.sampling.max_completion_tokens <= config.sft.max_sequence_tokens
+
+
+def test_every_bundled_template_can_be_chosen(root: Path) -> None:
+    bundled = {path.stem for path in (root / "lore_lib/features/templates").glob("*.yaml")}
+    assert set(get_args(FeaturesConfig.model_fields["template"].annotation)) == bundled
 
 
 def test_overrides_win_over_the_profile() -> None:
@@ -53,6 +78,7 @@ def test_a_config_is_frozen() -> None:
         ({"grpo.learning_rate": "fast"}, "grpo.learning_rate='fast'"),
         ({"grpo.learning_rate": float("nan")}, "grpo.learning_rate=nan"),
         ({"features.budget": "midd"}, "'short', 'mid' or 'full'"),
+        ({"features.template": "english"}, "'nano', 'en' or 'zh'"),
         ({"grpo.updates_per_rollout": 1}, "use 2 or more"),
         ({"grpo.epsilon_high": 0.1}, "use epsilon_high=0.2 or more"),
         ({"sampling.k": 9}, "use k<=8 or n=9"),

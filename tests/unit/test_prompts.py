@@ -132,9 +132,13 @@ def test_a_price_is_shown_to_the_cent(price: float, shown: str) -> None:
     assert item_sections(item() | {"price": price}, None)["price"] == (shown,)
 
 
-def test_a_missing_price_is_left_out_and_a_wrong_one_is_named() -> None:
-    assert "price" not in item_sections(item() | {"price": float("nan")}, None)
-    assert "price" not in item_sections(item() | {"price": None}, None)
+@pytest.mark.parametrize("price", [0, 0.0, -0.0, "0", float("nan"), None])
+def test_a_price_that_is_not_stated_is_left_out(price: object) -> None:
+    """The tables of data without prices hold 0."""
+    assert "price" not in item_sections(item() | {"price": price}, None)
+
+
+def test_a_price_that_is_no_number_is_named() -> None:
     with pytest.raises(DataError, match="item 'i1': price holds 'cheap'; give a number"):
         item_sections(item(price="cheap"), None)
 

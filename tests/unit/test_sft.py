@@ -13,6 +13,7 @@ from trl import SFTConfig, SFTTrainer
 
 from lore_lib.artifacts import write_parquet
 from lore_lib.config import load_config
+from lore_lib.device import resolve_device
 from lore_lib.errors import DataError
 from lore_lib.sampling.engine import chat_text, load_model, load_tokenizer
 from lore_lib.training import sft
@@ -191,5 +192,5 @@ def test_the_installed_trl_takes_our_settings(job: SftJob) -> None:
     assert config.max_length == 256
     assert config.report_to == []
     assert (config.save_steps, config.save_total_limit) == (2, 1)
-    assert config.use_cpu is not torch.cuda.is_available()
+    assert config.use_cpu is (resolve_device("auto") == "cpu")
     assert config.bf16 is torch.cuda.is_available()

@@ -223,6 +223,7 @@ def test_a_finished_stage_is_known_until_something_changes(kit: Any) -> None:
     assert finished(stage.spec, stage.config) == read_manifest(stage.folder)
     for changed in (
         load_config(overrides={"world.train_queries": 20}),
+        load_config(overrides={"features.template": "en"}),
         load_config(seed=3),
     ):
         assert stage_key(stage.spec, changed) != stage.key
@@ -239,7 +240,7 @@ def test_the_key_follows_the_library_but_not_the_runner(
     kit: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     package = tmp_path / "lore_lib"
-    for name in ("__init__.py", "cli.py", "run/stage.py", "viz/figures.py", "rng.py"):
+    for name in ("__init__.py", "cli.py", "run/stage.py", "viz/figures.py", "rng.py", "features/en.yaml"):
         (package / name).parent.mkdir(parents=True, exist_ok=True)
         (package / name).write_text("")
     monkeypatch.setattr(stage_module.lore_lib, "__file__", str(package / "__init__.py"))
@@ -251,8 +252,10 @@ def test_the_key_follows_the_library_but_not_the_runner(
     (package / "viz/figures.py").write_text("edited")
     assert stage_key(spec, config) != key
     assert stage_module.resume_token(spec, config) == token
-    (package / "rng.py").write_text("edited")
-    assert stage_module.resume_token(spec, config) != token
+    for name in ("rng.py", "features/en.yaml"):  # a template decides results like code
+        (package / name).write_text("edited")
+        assert stage_module.resume_token(spec, config) != token
+        token = stage_module.resume_token(spec, config)
 
 
 def test_metrics_are_finite_and_a_cell_run_twice_counts_once(kit: Any) -> None:

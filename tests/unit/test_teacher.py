@@ -53,6 +53,12 @@ def test_a_trace_worked_by_hand(progressive: SymbolicTeacher) -> None:
     assert (trace.label, trace.mismatch, trace.unknown) == ("L3", "", ())
 
 
+def test_a_price_of_0_is_not_stated(naive: SymbolicTeacher) -> None:
+    trace = naive.write("q", "dress under 40", item(price=0), None)
+    assert "price 40: none near" in trace.completion
+    assert trace.label == "L3"
+
+
 def test_without_knowledge_slang_stays_an_unknown_word(
     vertical: Vertical, naive: SymbolicTeacher, progressive: SymbolicTeacher
 ) -> None:

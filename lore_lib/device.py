@@ -1,0 +1,13 @@
+"""Where a model runs: one answer for what is shown and for what trains and samples."""
+
+import functools
+
+
+@functools.cache
+def resolve_device(device: str) -> str:
+    """ "auto" is the accelerator if there is one, CUDA before MPS; other names stay as they are."""
+    if device != "auto":
+        return device
+    import torch  # seconds to import, and only "auto" needs it
+
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
