@@ -270,12 +270,32 @@ def _inputs(spec: StageSpec, config: Config) -> dict[str, str]:
     return made
 
 
+def _data(spec: StageSpec, config: Config) -> dict[str, str]:
+    """Fingerprints of the files a stage reads that no stage made: rules, vertical, local models."""
+    root = project_root()
+    folders = [
+        root / "data" / "rules",
+        root / "data" / "verticals" / config.vertical,
+        root / config.model.base,
+    ]
+    if "serving" in spec.sections:
+        folders.append(root / config.serving.student_base)
+    files = sorted({path for folder in folders for path in folder.glob("*") if path.is_file()})
+    return {os.path.relpath(path, root): _fingerprint(path) for path in files}
+
+
+def _fingerprint(path: Path) -> str:
+    """Sha256 of a file; size and time of one too large to read at every start."""
+    facts = path.stat()
+    return file_sha256(path) if facts.st_size < 2**26 else f"{facts.st_size} {facts.st_mtime_ns}"
+
+
 def resume_token(spec: StageSpec, config: Config) -> str:
-    """Hash of all that the files of a stage are made from: config, inputs, library, versions.
+    """Hash of all that the files of a stage are made from: config, inputs, data, library, versions.
 
     Files of a stage folder are kept for resuming while it stays the same. Drawing code does not count.
     """
-    parts = [config_hash(config, spec.sections), _inputs(spec, config), versions()]
+    parts = [config_hash(config, spec.sections), _inputs(spec, config), _data(spec, config), versions()]
     parts.append(_source_hash(("cli.py", "run/", "viz/")))
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

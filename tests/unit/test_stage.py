@@ -101,7 +101,13 @@ def test_opening_again_takes_the_manifest_away_and_keeps_files_to_resume_from(ki
     assert not (again.folder / ".torn.123.part").exists()
 
 
-@pytest.mark.parametrize("change", ["config", "input", "library"])
+def write_data(kit: Any, name: str, text: str) -> None:
+    path = kit.root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+@pytest.mark.parametrize("change", ["config", "input", "vertical", "model", "library"])
 def test_files_made_from_something_else_are_not_resumed_from(
     kit: Any, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
@@ -116,6 +122,10 @@ def test_files_made_from_something_else_are_not_resumed_from(
         first = done("01_features")
         first.path("items.parquet").write_text("others")
         first.finish()
+    elif change == "vertical":
+        write_data(kit, "data/verticals/apparel_home/vertical.yaml", "name: other")
+    elif change == "model":
+        write_data(kit, "data/models/lore-nano/model.safetensors", "other weights")
     else:
         monkeypatch.setattr(stage_module, "_source_hash", lambda without: "edited")
     again = open_stage("02_cot_synthesis", overrides=overrides)
