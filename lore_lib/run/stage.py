@@ -88,7 +88,7 @@ _SPECS = (
         "00_start_here",
         "The environment, and the whole idea on a handful of pairs",
         sections=_BASE,
-        minutes=(0.3, 0.5, 1, 2),
+        minutes=(0.2, 0.3, 1, 2),
     ),
     _spec(
         "01_features",
@@ -97,7 +97,7 @@ _SPECS = (
         promises=tuple(
             f"{t}.parquet" for t in ("items", "queries", "pairs", "clicks", "captions", "prompts")
         ),
-        minutes=(0.3, 1, 2, 30),
+        minutes=(0.2, 0.3, 2, 30),
     ),
     _spec(
         "02_cot_synthesis",
@@ -105,7 +105,7 @@ _SPECS = (
         needs=("01_features",),
         sections=(*_BASE, "cot"),
         promises=("teacher.parquet",),
-        minutes=(0.3, 1, 2, 600),
+        minutes=(0.2, 0.2, 2, 600),
     ),
     _spec(
         "03_sft",
@@ -113,7 +113,7 @@ _SPECS = (
         needs=("01_features", "02_cot_synthesis"),
         sections=(*_BASE, "cot", "sft"),
         promises=("losses.parquet", "glimpses.parquet"),
-        minutes=(0.7, 5, 60, 600),
+        minutes=(2.8, 6.5, 60, 600),
     ),
     _spec(
         "04_pass_at_8",
@@ -121,7 +121,7 @@ _SPECS = (
         needs=("01_features", "02_cot_synthesis", "03_sft"),
         sections=(*_BASE, "cot", "sft", "sampling"),
         promises=("samples.parquet", "effects.parquet", "differences.parquet", "pool-samples.parquet"),
-        minutes=(0.5, 2, 30, 120),
+        minutes=(0.6, 2.2, 30, 120),
     ),
     _spec(
         "05_grpo",
@@ -129,7 +129,7 @@ _SPECS = (
         needs=("01_features", "02_cot_synthesis", "03_sft", "04_pass_at_8"),
         sections=(*_BASE, "cot", "sft", "sampling", "grpo"),
         promises=("pool.parquet", "samples.parquet", "effects.parquet", "differences.parquet"),
-        minutes=(0.7, 6, 120, 1200),
+        minutes=(0.8, 7, 120, 1200),
     ),
     _spec(
         "06_rair",
@@ -137,7 +137,7 @@ _SPECS = (
         needs=("01_features", "02_cot_synthesis", "03_sft", "04_pass_at_8", "05_grpo"),
         sections=(*_BASE, "cot", "sft", "sampling", "grpo", "rair"),
         promises=("benchmark.parquet", "predictions.parquet", "scores.parquet", "comparisons.parquet"),
-        minutes=(0.5, 2, 30, 120),
+        minutes=(0.5, 1.1, 30, 120),
     ),
     _spec(
         "07_serving",
@@ -145,14 +145,14 @@ _SPECS = (
         needs=("01_features", "02_cot_synthesis", "03_sft", "04_pass_at_8", "05_grpo", "06_rair"),
         sections=(*_BASE, "cot", "sft", "sampling", "grpo", "rair", "serving"),
         promises=("judges.parquet", "latencies.parquet", "policies.parquet"),
-        minutes=(0.5, 1, 10, 60),
+        minutes=(0.4, 1, 10, 60),
     ),
     _spec(
         "08_your_vertical",
         "The same chain over a vertical of your own",
         sections=(*_BASE, "cot"),
         promises=("vertical/vertical.yaml", "traces.parquet"),
-        minutes=(0.3, 0.5, 1, 5),
+        minutes=(0.2, 0.2, 1, 5),
     ),
 )
 STAGES: MappingProxyType[str, StageSpec] = MappingProxyType({spec.name: spec for spec in _SPECS})
