@@ -81,6 +81,13 @@ def make_folder(path: Path) -> Path:
     return path
 
 
+def put_in_place(part: Path, path: Path) -> None:
+    """Move a written file to its name, once the disk has all of it."""
+    with part.open("r+b") as file:
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
 def atomic_write(path: Path, write: Callable[[Path], object]) -> Path:
     """Let `write` fill a temporary sibling, then put it in place in one step; returns `path`.
 
@@ -91,9 +98,7 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> Path:
         part = path.with_name(f".{path.name}.{os.getpid()}{PART_SUFFIX}")
         try:
             write(part)
-            with part.open("r+b") as file:
-                os.fsync(file.fileno())
-            part.replace(path)
+            put_in_place(part, path)
         finally:
             part.unlink(missing_ok=True)
     return path

@@ -37,11 +37,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(words)}"
 
 
+def problem_count(number: int) -> str:
+    """ "1 problem", "3 problems"."""
+    return "1 problem" if number == 1 else f"{number} problems"
+
+
 def listed(problems: Sequence[str]) -> str:
     """Problems as the end of a message: how many, then one to a line.
 
     >>> listed(["items: no title"])
     '1 problem:\\n  items: no title'
     """
-    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    return "\n  ".join([f"{count}:", *problems])
+    return "\n  ".join([f"{problem_count(len(problems))}:", *problems])

@@ -88,10 +88,8 @@ def stream_prompts(
     query_at = _positions(pairs, "query_id", queries["query_id"])
     item_at = _positions(pairs, "item_id", items["item_id"])
     caption_at = _captioned(items["item_id"], captions)
-    count, bare = (
-        (token_counter(tokenizer), bare_tokens(tokenizer)) if tokenizer is not None else (None, None)
-    )
-    packer = Packer(template or load_template("nano"), budget, sections, count)
+    bare = bare_tokens(tokenizer)
+    packer = Packer(template or load_template("nano"), budget, sections, token_counter(tokenizer))
     fields = items[_ITEM_FIELDS]
     for start in range(0, max(len(pairs), 1), CHUNK):
         part = pairs.iloc[start : start + CHUNK]

@@ -27,8 +27,10 @@ _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
 _RUN = re.compile(rf"([{_CJK}]+)|[^\W_{_CJK}]+")
 
 
-def token_counter(tokenizer: PreTrainedTokenizerBase) -> TokenCounter:
-    """Count the tokens of texts, one batch a call."""
+def token_counter(tokenizer: PreTrainedTokenizerBase | None) -> TokenCounter | None:
+    """Count the tokens of texts, one batch a call; None without a tokenizer."""
+    if tokenizer is None:
+        return None
 
     def count(texts: list[str]) -> list[int]:
         if not texts:

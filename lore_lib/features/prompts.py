@@ -67,11 +67,14 @@ class Neutral(dict[str, str]):
         return clean
 
 
-def bare_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
+def bare_tokens(tokenizer: PreTrainedTokenizerBase | None) -> re.Pattern[str] | None:
     """The special tokens that :func:`neutralise` alone would let through, such as ``en_XX`` of mBART.
 
-    None for the tokenizers of Qwen, Llama, Mistral, Gemma, DeepSeek and others that mark theirs by brackets.
+    None for the tokenizers of Qwen, Llama, Mistral, Gemma, DeepSeek and others that mark theirs by brackets,
+    and without a tokenizer.
     """
+    if tokenizer is None:
+        return None
     known = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     known |= set(tokenizer.all_special_tokens)
     bare = {token.strip() for token in known if neutralise(token) == token.strip()} - {""}
@@ -162,9 +165,7 @@ def render_prompt(
     Raises:
         DataError: unknown budget, or the query alone is longer than it.
     """
-    count, bare = (
-        (token_counter(tokenizer), bare_tokens(tokenizer)) if tokenizer is not None else (None, None)
-    )
-    packer = Packer(template or load_template("nano"), budget, count=count)
+    bare = bare_tokens(tokenizer)
+    packer = Packer(template or load_template("nano"), budget, count=token_counter(tokenizer))
     said = [text for rule in rules if (text := neutralise(rule, bare))]
     return packer.pack([(0, 0)], [neutralise(query, bare)], [sections], [said])[0].prompt

@@ -34,13 +34,14 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from lore_lib.artifacts import atomic_write, write_jsonl
 from lore_lib.completion import render
-from lore_lib.features.prompts import BUDGETS, render_prompt
+from lore_lib.features.prompts import BUDGETS, item_sections, render_prompt
+from lore_lib.features.template import load_template
 from lore_lib.rng import derive_seed, generator
-from lore_lib.vertical.definition import Vertical
+from lore_lib.vertical.definition import PICTURED, Vertical
 from lore_lib.vertical.kinds import NOT_STATED
 from lore_lib.vertical.rules import judge, verdict
 from lore_lib.vertical.schema import DIMENSIONS, WORDS, Demand
-from lore_lib.vertical.world import Item, Query, World
+from lore_lib.vertical.world import Item, Query, World, item_texts
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
@@ -85,18 +86,9 @@ SORTED_BATCHES = 8
 """Batches that are cut, sorted by length, from one run of documents: less padding, same documents."""
 
 
-def item_prompt_sections(item: Item, with_picture: bool = True) -> dict[str, str]:
-    """The prompt sections of a world item, as :func:`lore_lib.features.prompts.item_sections` writes them."""
-    sections = {
-        "title": item.title,
-        "cpv": ", ".join(f"{name} {value}" for name, value in item.cpv.items()),
-        "sku": item.skus,
-        "shop": item.shop,
-        "price": f"{float(item.truth['price']):g}",
-        "selling_points": item.selling_points,
-    }
-    sections = {name: text for name, text in sections.items() if text}
-    return sections | ({"picture": item.truth["color"]} if with_picture else {})
+def prompt_sections(item: Item) -> dict[str, tuple[str, ...]]:
+    """The prompt sections of a world item, section -> values, with what its picture shows."""
+    return item_sections(item_texts(item), item.truth[PICTURED])
 
 
 class Corpus(Dataset[dict[str, list[int]]]):
@@ -137,7 +129,7 @@ class Corpus(Dataset[dict[str, list[int]]]):
         if kind == "text":
             entry = str(rng.choice(list(self.vertical.lexicon)))
             meaning = " ".join(f"{d} {v}" for d, v in self.vertical.lexicon[entry].means.items())
-            prompt = render_prompt(query.text, item_prompt_sections(item), "full")
+            prompt = render_prompt(query.text, prompt_sections(item), "full")
             return [(f"{entry} means {meaning}\n{prompt}{SPECIAL[0]}", True)]
         return self._read(query, item, rng) if kind == "read" else self._fit(query, item, rng, shown)
 
@@ -154,7 +146,7 @@ class Corpus(Dataset[dict[str, list[int]]]):
         has = "\n".join(
             f"{path[i].dimension} {path[i].demanded}: {path[i].found}" for i in rng.permutation(len(path))
         )
-        prompt = render_prompt(query.text, item_prompt_sections(item))
+        prompt = render_prompt(query.text, prompt_sections(item))
         return [(_turns(prompt), False), (f"asks {asks}\n{has}<|im_end|>", True)]
 
     def _fit(
@@ -166,14 +158,14 @@ class Corpus(Dataset[dict[str, list[int]]]):
         if budget == "short":
             known = {k: v for k, v in item.truth.items() if k in ("category", "price") or v in item.title}
         result = judge(self.vertical, query.demands, known)
-        sections = item_prompt_sections(item)
-        said = {"query": query.text, **{name: sections[name] for name in BUDGETS[budget] if name in sections}}
+        sections = prompt_sections(item)
+        values = {"query": (query.text,)} | sections
         words = {step.dimension: f" {step.word}" for step in result.path if rng.random() < shown}
         pieces: list[tuple[str, bool]] = [("<|im_start|>user", False)]
-        for name, text in said.items():
-            for at, (dimension, part) in enumerate(_attributes(name, text)):
+        for name in (name for name in BUDGETS[budget] if name in values):
+            for at, (dimension, part) in enumerate(_attributes(name, values[name])):
                 pieces.append((f"{', ' if at else f'{chr(10)}{name}: '}{part}", False))
-                if dimension in words and not (name == "cpv" and dimension == "color"):
+                if dimension in words and not (name == "cpv" and dimension == PICTURED):
                     pieces.append((words[dimension], True))
         pieces.append(("<|im_end|>\n<|im_start|>assistant\n", False))
         why = ": " + ", ".join(f"{step.dimension} {step.word}" for step in result.path)
@@ -226,11 +218,12 @@ class Corpus(Dataset[dict[str, list[int]]]):
         return {"input_ids": ids[:MAX_POSITIONS], "labels": labels[:MAX_POSITIONS]}
 
 
-def _attributes(section: str, text: str) -> list[tuple[str, str]]:
+def _attributes(section: str, values: tuple[str, ...]) -> list[tuple[str, str]]:
     """The parts of a section behind which a verdict may stand, with the dimension each one shows."""
     if section == "cpv":
-        return [(part.partition(" ")[0], part) for part in text.split(", ")]
-    return [({"title": "category", "picture": "color"}.get(section, section), text)]
+        return [(value.partition(" ")[0], value) for value in values]
+    shows = {"title": "category", "picture": PICTURED}.get(section, section)
+    return [(shows, load_template("nano").sections[section].join.join(values))]
 
 
 def _turns(user: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import re
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -71,9 +72,9 @@ class _Kind(BaseModel):
     shared: ClassVar[bool] = False
     """Whether an item's value may carry its share in per cent ("cotton 80")."""
 
+    @abstractmethod
     def demands(self) -> list[str]:
         """Values that a query may ask for."""
-        raise NotImplementedError
 
     def found(self) -> list[str]:
         """Values that an item may have, with their share where it is told."""
@@ -102,11 +103,19 @@ class _Kind(BaseModel):
 
     def relation(self, want: str, have: str, share: float = 100.0) -> Relation:
         """How ``have`` relates to ``want``; ``share`` is the stated percentage of ``have`` in the item."""
-        raise NotImplementedError
+        return self._silent(want) if have == NOT_STATED else self._stated(want, have, share)
 
+    def _silent(self, want: str) -> Relation:
+        """The relation where the item states nothing."""
+        return Relation("not_stated")
+
+    @abstractmethod
+    def _stated(self, want: str, have: str, share: float) -> Relation:
+        """The relation to a value that the item states."""
+
+    @abstractmethod
     def possible(self) -> set[str]:
         """Every relation that :meth:`relation` may return."""
-        raise NotImplementedError
 
     def problems(self) -> Iterator[Problem]:
         """Contradictions inside this dimension."""
@@ -139,9 +148,7 @@ class Taxonomy(_Kind):
     def demands(self) -> list[str]:
         return list(self.group_of)
 
-    def relation(self, want: str, have: str, share: float = 100.0) -> Relation:
-        if have == NOT_STATED:
-            return Relation("not_stated")
+    def _stated(self, want: str, have: str, share: float) -> Relation:
         if have == want:
             return Relation("same")
         if (want, have) in self.near or (have, want) in self.near:
@@ -214,9 +221,7 @@ class Family(_Kind):
     def negatable(self) -> list[str]:
         return list(self.families)
 
-    def relation(self, want: str, have: str, share: float = 100.0) -> Relation:
-        if have == NOT_STATED:
-            return Relation("not_stated")
+    def _stated(self, want: str, have: str, share: float) -> Relation:
         if have == want:
             return Relation("same", share)
         family = self.family_of.get(have)
@@ -269,9 +274,7 @@ class Blend(_Kind):
     def tells_share(self, value: str) -> bool:
         return value in self.shares
 
-    def relation(self, want: str, have: str, share: float = 100.0) -> Relation:
-        if have == NOT_STATED:
-            return Relation("not_stated")
+    def _stated(self, want: str, have: str, share: float) -> Relation:
         if want in self.pure:
             return Relation("pure", share) if have == self.pure[want] else Relation("other")
         if have == want:
@@ -317,9 +320,7 @@ class Lineage(_Kind):
         rivals = list(dict.fromkeys(name for group in self.competitors for name in group))
         return rivals or self.demands()
 
-    def relation(self, want: str, have: str, share: float = 100.0) -> Relation:
-        if have == NOT_STATED:
-            return Relation("not_stated")
+    def _stated(self, want: str, have: str, share: float) -> Relation:
         if have == want:
             return Relation("same")
         if self.parents.get(have) == want:
@@ -372,9 +373,7 @@ class Ladder(_Kind):
     def found(self) -> list[str]:
         return [*self._rung, *self.general]
 
-    def relation(self, want: str, have: str, share: float = 100.0) -> Relation:
-        if have == NOT_STATED:
-            return Relation("not_stated")
+    def _stated(self, want: str, have: str, share: float) -> Relation:
         if have == want:
             return Relation("same")
         if want in self.general.get(have, ()):
@@ -411,13 +410,11 @@ class Limit(_Kind):
     def found(self) -> list[str]:
         return [str(number) for number in range(self.lowest, self.highest + 1)]
 
-    def relation(self, want: str, have: str, share: float = 100.0) -> Relation:
-        if have == NOT_STATED:
-            return Relation("not_stated")
+    def _stated(self, want: str, have: str, share: float) -> Relation:
         try:
             limit, number = float(want), float(have)
         except ValueError:  # a seller's word in place of a number tells nothing
-            return Relation("not_stated")
+            return self._silent(want)
         return Relation("within") if number <= limit else Relation("over", _percent(number, limit))
 
     def possible(self) -> set[str]:
@@ -453,9 +450,7 @@ class Amount(_Kind):
     def found(self) -> list[str]:
         return [f"{number:g}{self.unit}" for number in self.sold]
 
-    def relation(self, want: str, have: str, share: float = 100.0) -> Relation:
-        if have == NOT_STATED:
-            return Relation("not_stated")
+    def _stated(self, want: str, have: str, share: float) -> Relation:
         asked, found = _AMOUNT.fullmatch(want), _AMOUNT.fullmatch(have)
         if not asked or not found or asked[2] != found[2] or not float(asked[1]):
             return Relation("other")
@@ -507,9 +502,7 @@ class Set(_Kind):
     def found(self) -> list[str]:
         return [*_joined(self.values, self.several), *self.general]
 
-    def relation(self, want: str, have: str, share: float = 100.0) -> Relation:
-        if have == NOT_STATED:
-            return Relation("not_stated")
+    def _stated(self, want: str, have: str, share: float) -> Relation:
         if have == want:
             return Relation("same")
         if want in self.general.get(have, ()):
@@ -566,13 +559,15 @@ class Flags(_Kind):
         against = [opposite for opposite in self.opposites.values() if opposite]
         return _joined([*self.opposites], self.several) + list(dict.fromkeys(against))
 
-    def relation(self, want: str, have: str, share: float = 100.0) -> Relation:
+    def _silent(self, want: str) -> Relation:
+        return Relation("unproven" if want in self.strict else "not_stated")
+
+    def _stated(self, want: str, have: str, share: float) -> Relation:
         held = have.split(JOIN)
         if want in held:
             return Relation("same")
-        if self.opposites.get(want) and self.opposites[want] in held:
-            return Relation("contradicted")
-        return Relation("unproven" if want in self.strict else "not_stated")
+        against = self.opposites.get(want)
+        return Relation("contradicted") if against and against in held else self._silent(want)
 
     def possible(self) -> set[str]:
         names = {"same"} | ({"contradicted"} if any(self.opposites.values()) else set())

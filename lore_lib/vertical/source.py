@@ -20,7 +20,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from lore_lib.errors import DataError, nearest
+from lore_lib.errors import DataError, nearest, problem_count
 
 MAX_BYTES = 10_000_000
 MAX_DEPTH = 32
@@ -191,7 +191,7 @@ class Checked(Generic[M]):
     @property
     def summary(self) -> str:
         """How many problems there are, and whether more may show."""
-        count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
+        count = problem_count(len(self.problems))
         return count if self.complete else f"{count}; more may show once these are mended"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lore_lib.artifacts import explain_disk, make_folder
+from lore_lib.artifacts import explain_disk, make_folder, put_in_place
 from lore_lib.errors import DataError
 from lore_lib.vertical.definition import Vertical
 from lore_lib.vertical.world import world_rows
@@ -96,7 +96,7 @@ def stream_tables(
             for name in SCHEMAS:
                 flush(name)
         for name in SCHEMAS:
-            (Path(scratch) / f"{name}.parquet").replace(folder / f"{name}.parquet")
+            put_in_place(Path(scratch) / f"{name}.parquet", folder / f"{name}.parquet")
     return written
 
 

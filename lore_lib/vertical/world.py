@@ -331,17 +331,24 @@ def _distinct_queries(world: World, split: str, count: int, rng: np.random.Gener
             yield query
 
 
-def _item_row(world: World, item_id: str, item: Item) -> dict[str, Any]:
-    vertical, category = world.vertical, item.truth["category"]
-    outline = world.spec.silhouettes[vertical.group_of[category]]
+def item_texts(item: Item) -> dict[str, Any]:
+    """What a seller tells of an item, as columns of the table ``items``."""
     return {
-        "item_id": item_id,
         "title": item.title,
         "cpv": json.dumps(item.cpv),
         "skus": json.dumps(item.skus.split()),
         "shop": item.shop,
         "price": float(item.truth["price"]),
         "selling_points": item.selling_points,
+    }
+
+
+def _item_row(world: World, item_id: str, item: Item) -> dict[str, Any]:
+    vertical, category = world.vertical, item.truth["category"]
+    outline = world.spec.silhouettes[vertical.group_of[category]]
+    return {
+        "item_id": item_id,
+        **item_texts(item),
         "industry": vertical.industry_of[category],
         "truth": json.dumps(item.truth),
         "picture": render_picture(vertical.shades[item.truth[PICTURED]], outline),

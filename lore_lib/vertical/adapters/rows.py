@@ -25,7 +25,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lore_lib.errors import DataError, nearest
+from lore_lib.errors import DataError, nearest, problem_count
 
 SHOWN = 20  # problems of one field of one file that an error spells out
 FIRST = 5  # places that a report keeps for one reason
@@ -125,8 +125,7 @@ class Problems:
                 lines.append(
                     f"{kind[0]}: {more} more of field {kind[1]!r}" if kind[1] else f"{kind[0]}: {more} more"
                 )
-        count = "1 problem" if len(self) == 1 else f"{len(self)} problems"  # of which few may be shown
-        raise DataError("\n  ".join([f"{self.where}: {count}:", *lines]))
+        raise DataError("\n  ".join([f"{self.where}: {problem_count(len(self))}:", *lines]))
 
 
 def visible(text: str) -> bool:
