@@ -109,7 +109,7 @@ class SymbolicTeacher:
             demands = (*demands, *learned)
         stated = self.read_item(item)
         if "vision" in self._stages and picture:
-            stated["color"] = picture
+            stated |= zip(self._vertical.pictured, picture.split(", "), strict=False)
         return self._reason(demands, unknown, stated, neutralise(str(item["title"])))
 
     def _reason(

@@ -89,7 +89,7 @@ def item_sections(
 
     Args:
         item: a row of ``items`` (title, cpv, skus, shop, price, selling_points).
-        picture: what the captioner saw, or None when it abstained.
+        picture: what the captioner saw, ", " between its values, or None when it abstained.
         neutral: shared by the items of a batch.
 
     Raises:
@@ -105,7 +105,7 @@ def item_sections(
         "shop": [str(item["shop"])],
         "price": [_price(item)],
         "selling_points": str(item["selling_points"]).split("; "),
-        "picture": [picture or ""],
+        "picture": (picture or "").split(", "),
     }
     clean = neutral.__getitem__
     return {

@@ -1,28 +1,32 @@
-"""``lore-nano``: a laptop-sized language model of Qwen2 architecture, pretrained on the bundled world.
+"""``lore-nano``: a laptop-sized language model of Qwen2 architecture, pretrained on the bundled worlds.
 
 Its corpus is generated on the fly, document ``i`` from the seed and ``i`` alone, so a killed pretraining
 resumes exactly. Five kinds of document (answers carry the loss; item texts carry it everywhere):
 
-* ``compare``: lists of attribute comparisons ("color navy: azure near");
+* ``compare``: lists of how an attribute relates to the one asked for ("color navy: azure sibling");
 * ``read``: a query and an item, answered by what is asked and what is there, without a verdict;
 * ``fit``: a query and an item, answered in ONE step by the overall fit ("fit near") and, in half of them, by
-  dimension as an afterthought. Some carry the verdict right behind each demanded attribute of the prompt;
-  the course withdraws these verdicts step by step, so that the model forms them silently, after Deng et al.
+  dimension as an afterthought. Some carry the relation right behind each demanded attribute of the prompt;
+  the course withdraws these relations step by step, so that the model forms them silently, after Deng et al.
   2024, "From Explicit CoT to Implicit CoT: Learning to Internalize CoT Step by Step" (arXiv 2405.14838);
 * ``grade``: one comparison answered by a bracketed label, which teaches the label tokens but not the task;
-* ``text``: item texts and the glossary of slang, as plain language modelling.
+* ``text``: queries with item texts, as plain language modelling.
 
-No document holds a query whose meaning falls into the dev or test split, nor a chain of thought.
+Like a model that has read texts from everywhere, the base has everyday sense: it knows that azure and navy
+are blues and that 42 is over 40. It does not know what its tuning has to teach: no document holds slang, a
+selling point that explains it, a verdict by an industry rule (all are those of everyday sense), a chain of
+thought, or a query whose meaning falls into the dev or test split.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,15 +37,15 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from lore_lib.artifacts import atomic_write, write_jsonl
-from lore_lib.completion import render
+from lore_lib.completion import render, render_answer
 from lore_lib.features.prompts import BUDGETS, item_sections, render_prompt
 from lore_lib.features.template import load_template
 from lore_lib.rng import derive_seed, generator
-from lore_lib.vertical.definition import PICTURED, Vertical
+from lore_lib.vertical.definition import Vertical
 from lore_lib.vertical.kinds import NOT_STATED
-from lore_lib.vertical.rules import judge, verdict
-from lore_lib.vertical.schema import DIMENSIONS, WORDS, Demand
-from lore_lib.vertical.world import Item, Query, World, item_texts
+from lore_lib.vertical.rules import Judgement, judge, verdict
+from lore_lib.vertical.schema import DIMENSIONS, WORDS, Verdict
+from lore_lib.vertical.world import Item, Query, World, item_texts, seen_on_picture
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
@@ -59,7 +63,7 @@ class Lesson:
     Attributes:
         until: the document before which it ends.
         shares: of the kinds compare, read, fit, grade and text.
-        shown: share of ``fit`` documents that show all, half and none of the inline verdicts.
+        shown: share of ``fit`` documents that show all, half and none of the inline relations.
         one_demand: share of queries with a single demand beside the category.
         same_category: share of items of the category asked for, so that the other demands decide.
     """
@@ -72,10 +76,10 @@ class Lesson:
 
 
 COURSE: tuple[Lesson, ...] = (
-    Lesson(32_000, (0.40, 0.25, 0.27, 0.03, 0.05), (0.8, 0.2, 0.0), 0.5, 0.6),
-    Lesson(96_000, (0.20, 0.30, 0.45, 0.02, 0.03), (0.4, 0.4, 0.2), 0.2, 0.7),
-    Lesson(160_000, (0.12, 0.25, 0.59, 0.02, 0.02), (0.1, 0.4, 0.5), 0.1, 0.7),
-    Lesson(240_000, (0.08, 0.25, 0.63, 0.02, 0.02), (0.05, 0.15, 0.8), 0.1, 0.7),
+    Lesson(40_000, (0.40, 0.25, 0.27, 0.03, 0.05), (0.8, 0.2, 0.0), 0.5, 0.6),
+    Lesson(112_000, (0.20, 0.30, 0.45, 0.02, 0.03), (0.4, 0.4, 0.2), 0.2, 0.7),
+    Lesson(184_000, (0.12, 0.25, 0.59, 0.02, 0.02), (0.1, 0.4, 0.5), 0.1, 0.7),
+    Lesson(224_000, (0.08, 0.25, 0.63, 0.02, 0.02), (0.05, 0.15, 0.8), 0.1, 0.7),
 )
 """The lessons in order; what lies beyond the last belongs to it."""
 
@@ -86,26 +90,25 @@ SORTED_BATCHES = 8
 """Batches that are cut, sorted by length, from one run of documents: less padding, same documents."""
 
 
-def prompt_sections(item: Item) -> dict[str, tuple[str, ...]]:
-    """The prompt sections of a world item, section -> values, with what its picture shows."""
-    return item_sections(item_texts(item), item.truth[PICTURED])
-
-
 class Corpus(Dataset[dict[str, list[int]]]):
     """Map-style, endless in spirit: document ``i`` is a function of (seed, i).
 
     Args:
-        vertical: the vertical to write about.
+        verticals: the verticals to write about, in equal shares.
         documents: how many there are.
         seed: root seed.
         tokenizer: None yields texts only through :meth:`segments`.
     """
 
     def __init__(
-        self, vertical: Vertical, documents: int, seed: int, tokenizer: Qwen2Tokenizer | None = None
+        self,
+        verticals: Sequence[Vertical],
+        documents: int,
+        seed: int,
+        tokenizer: Qwen2Tokenizer | None = None,
     ) -> None:
-        self.vertical, self.documents, self.seed, self.tokenizer = vertical, documents, seed, tokenizer
-        self.world = World(vertical)
+        self.documents, self.seed, self.tokenizer = documents, seed, tokenizer
+        self._writers = [_Writer(World(vertical)) for vertical in verticals]
 
     def __len__(self) -> int:
         return self.documents
@@ -114,97 +117,14 @@ class Corpus(Dataset[dict[str, list[int]]]):
         """Document ``index`` as pieces of text and whether each carries the loss."""
         rng = generator(self.seed, "pretrain", index)
         lesson = next((part for part in COURSE if index < part.until), COURSE[-1])
+        writer = self._writers[int(rng.integers(len(self._writers)))]
         kind = str(rng.choice(["compare", "read", "fit", "grade", "text"], p=lesson.shares))
-        if kind == "compare":
-            return [("\n".join(self._comparison(rng) for _ in range(10)) + SPECIAL[0], True)]
-        if kind == "grade":
-            demand, have = self._one_comparison(rng)
-            step = verdict(self.vertical, demand, have)
-            context = f"compare: {demand.dimension} {step.demanded} / {step.found}"
-            return [(_turns(context), False), (f"[L{step.level}]<|im_end|>", True)]
-        shown = (1.0, 0.5, 0.0)[int(rng.choice(3, p=lesson.shown))] if kind == "fit" else 0.0
-        extra = len(self.world.spec.asks) if shown and rng.random() < 0.4 else None
-        query = self._train_query(rng, 1 if rng.random() < lesson.one_demand else extra)
-        item = self._draw_item(query, rng, same_category=bool(rng.random() < lesson.same_category))
-        if kind == "text":
-            entry = str(rng.choice(list(self.vertical.lexicon)))
-            meaning = " ".join(f"{d} {v}" for d, v in self.vertical.lexicon[entry].means.items())
-            prompt = render_prompt(query.text, prompt_sections(item), "full")
-            return [(f"{entry} means {meaning}\n{prompt}{SPECIAL[0]}", True)]
-        return self._read(query, item, rng) if kind == "read" else self._fit(query, item, rng, shown)
-
-    def _draw_item(self, query: Query, rng: np.random.Generator, same_category: bool) -> Item:
-        while True:
-            item = self.world.draw_item(query, int(rng.integers(1, 5)), rng)
-            if not same_category or item.truth["category"] == query.demands[0].value:
-                return item
-
-    def _read(self, query: Query, item: Item, rng: np.random.Generator) -> list[tuple[str, bool]]:
-        """The prompt, answered by what the query asks and, in any order, what the item has of it."""
-        path = judge(self.vertical, query.demands, item.truth).path
-        asks = ", ".join(f"{d.dimension} {'not ' * d.negated}{d.value}" for d in query.demands)
-        has = "\n".join(
-            f"{path[i].dimension} {path[i].demanded}: {path[i].found}" for i in rng.permutation(len(path))
-        )
-        prompt = render_prompt(query.text, prompt_sections(item))
-        return [(_turns(prompt), False), (f"asks {asks}\n{has}<|im_end|>", True)]
-
-    def _fit(
-        self, query: Query, item: Item, rng: np.random.Generator, shown: float
-    ) -> list[tuple[str, bool]]:
-        """The prompt, with each inline verdict shown by that chance, and the one-step answer."""
-        budget = "mid" if rng.random() < 0.9 else str(rng.choice(list(BUDGETS)))
-        known = item.truth
-        if budget == "short":
-            known = {k: v for k, v in item.truth.items() if k in ("category", "price") or v in item.title}
-        result = judge(self.vertical, query.demands, known)
-        sections = prompt_sections(item)
-        values = {"query": (query.text,)} | sections
-        words = {step.dimension: f" {step.word}" for step in result.path if rng.random() < shown}
-        pieces: list[tuple[str, bool]] = [("<|im_start|>user", False)]
-        for name in (name for name in BUDGETS[budget] if name in values):
-            for at, (dimension, part) in enumerate(_attributes(name, values[name])):
-                pieces.append((f"{', ' if at else f'{chr(10)}{name}: '}{part}", False))
-                if dimension in words and not (name == "cpv" and dimension == PICTURED):
-                    pieces.append((words[dimension], True))
-        pieces.append(("<|im_end|>\n<|im_start|>assistant\n", False))
-        why = ": " + ", ".join(f"{step.dimension} {step.word}" for step in result.path)
-        answer = f"fit {WORDS[int(result.label[1])]}{why if rng.random() < 0.5 else ''}"
-        return [*pieces, (f"{answer}<|im_end|>", True)]
+        return writer.write(kind, lesson, rng)
 
     def held_out(self, count: int) -> list[tuple[str, str]]:
-        """``fit`` documents over queries of the dev split, balanced over the levels: (context, word)."""
+        """``fit`` documents over queries of the dev split, drawn for all levels alike: (context, word)."""
         rng = generator(self.seed, "pretrain", "held-out")
-        rows: list[tuple[str, str]] = []
-        while len(rows) < count:
-            query = self.world.draw_query(rng)
-            if query.split == "dev":
-                pieces = self._fit(query, self.world.draw_item(query, 1 + len(rows) % 4, rng), rng, 0.0)
-                word = re.split(r"\W", pieces[-1][0].removeprefix("fit "))[0]
-                rows.append(("".join(text for text, _ in pieces[:-1]), word))
-        return rows
-
-    def _train_query(self, rng: np.random.Generator, extra: int | None) -> Query:
-        while True:
-            query = self.world.draw_query(rng, extra)
-            if query.split == "train":
-                return query
-
-    def _one_comparison(self, rng: np.random.Generator) -> tuple[Demand, dict[str, str]]:
-        if rng.random() < NUMBERS:
-            demand = self.world.draw_demands(str(rng.choice(["price", "material"])), rng)[0]
-        else:
-            query = self.world.draw_query(rng)
-            demand = query.demands[int(rng.integers(len(query.demands)))]
-        levels = [level for level in (1, 2, 3, 4) if self.world.options((demand,), level)]
-        options = self.world.options((demand,), int(rng.choice(levels)))
-        have = options[int(rng.integers(len(options)))]
-        return demand, {key: value for key, value in have.items() if value != NOT_STATED}
-
-    def _comparison(self, rng: np.random.Generator) -> str:
-        demand, have = self._one_comparison(rng)
-        step = verdict(self.vertical, demand, have)
-        return f"{demand.dimension} {demand.surface}: {step.found} {step.word}"
+        return [self._writers[n % len(self._writers)].held_out(1 + n % 4, rng) for n in range(count)]
 
     def __getitem__(self, index: int) -> dict[str, list[int]]:
         if self.tokenizer is None:
@@ -218,12 +138,114 @@ class Corpus(Dataset[dict[str, list[int]]]):
         return {"input_ids": ids[:MAX_POSITIONS], "labels": labels[:MAX_POSITIONS]}
 
 
-def _attributes(section: str, values: tuple[str, ...]) -> list[tuple[str, str]]:
-    """The parts of a section behind which a verdict may stand, with the dimension each one shows."""
-    if section == "cpv":
-        return [(value.partition(" ")[0], value) for value in values]
-    shows = {"title": "category", "picture": PICTURED}.get(section, section)
-    return [(shows, load_template("nano").sections[section].join.join(values))]
+class _Writer:
+    """Writes documents about one vertical."""
+
+    def __init__(self, world: World) -> None:
+        self._world, self._vertical = world, world.vertical
+
+    def write(self, kind: str, lesson: Lesson, rng: np.random.Generator) -> list[tuple[str, bool]]:
+        """One document: pieces of text and whether each carries the loss."""
+        if kind == "compare":
+            return [("\n".join(self._comparison(rng) for _ in range(10)) + SPECIAL[0], True)]
+        if kind == "grade":
+            step = self._one_comparison(rng)
+            context = f"compare: {step.dimension} {step.demanded} / {step.found}"
+            label = render_answer(f"L{step.level}", step.dimension if step.level == 2 else "")
+            return [(_turns(context), False), (f"{label}<|im_end|>", True)]
+        shown = (1.0, 0.5, 0.0)[int(rng.choice(3, p=lesson.shown))] if kind == "fit" else 0.0
+        extra = len(self._world.spec.asks) if shown and rng.random() < 0.4 else None
+        query = self._query(rng, "train", 1 if rng.random() < lesson.one_demand else extra)
+        item = self._item(query, rng, same_category=bool(rng.random() < lesson.same_category))
+        if kind == "text":
+            return [(f"{render_prompt(query.text, self._sections(item), 'full')}{SPECIAL[0]}", True)]
+        return self._read(query, item) if kind == "read" else self._fit(query, item, rng, shown)
+
+    def held_out(self, level: int, rng: np.random.Generator) -> tuple[str, str]:
+        """A ``fit`` document over a query of the dev split: (context, word)."""
+        query = self._query(rng, "dev", None)
+        pieces = self._fit(query, self._world.draw_item(query, level, rng), rng, 0.0)
+        word = re.split(r"\W", pieces[-1][0].removeprefix("fit "))[0]
+        return "".join(text for text, _ in pieces[:-1]), word
+
+    def _query(self, rng: np.random.Generator, split: str, extra: int | None) -> Query:
+        while True:
+            query = self._world.draw_query(rng, extra, slang=False)
+            if query.split == split:
+                return query
+
+    def _item(self, query: Query, rng: np.random.Generator, same_category: bool) -> Item:
+        while True:
+            item = self._world.draw_item(query, int(rng.integers(1, 5)), rng)
+            if not same_category or item.truth["category"] == query.demands[0].value:
+                return item
+
+    def _sections(self, item: Item) -> dict[str, tuple[str, ...]]:
+        """The prompt sections of an item: a faultless caption, and no selling points, which explain slang."""
+        silent = dataclasses.replace(item, selling_points="")
+        return item_sections(item_texts(silent), seen_on_picture(self._vertical, item.truth))
+
+    def _judge(self, query: Query, known: Mapping[str, str]) -> Judgement:
+        return judge(self._vertical, query.demands, known, industry_rules=False)
+
+    def _read(self, query: Query, item: Item) -> list[tuple[str, bool]]:
+        """The prompt, answered by what the query asks and what the item has of it."""
+        asks = ", ".join(f"{d.dimension} {'not ' * d.negated}{d.value}" for d in query.demands)
+        path = self._judge(query, item.truth).path
+        has = "\n".join(f"{step.dimension} {step.demanded}: {step.found}" for step in path)
+        prompt = render_prompt(query.text, self._sections(item))
+        return [(_turns(prompt), False), (f"asks {asks}\n{has}<|im_end|>", True)]
+
+    def _fit(
+        self, query: Query, item: Item, rng: np.random.Generator, shown: float
+    ) -> list[tuple[str, bool]]:
+        """The prompt, with each inline relation shown by that chance, and the one-step answer."""
+        budget = "mid" if rng.random() < 0.9 else str(rng.choice(list(BUDGETS)))
+        known = item.truth
+        if budget == "short":
+            known = {k: v for k, v in item.truth.items() if k in ("category", "price") or v in item.title}
+        result = self._judge(query, known)
+        values = {"query": (query.text,)} | self._sections(item)
+        words = {step.dimension: f" {_relation(step)}" for step in result.path if rng.random() < shown}
+        pieces: list[tuple[str, bool]] = [("<|im_start|>user", False)]
+        for name in (name for name in BUDGETS[budget] if name in values):
+            for at, (dimension, part) in enumerate(self._attributes(name, values[name])):
+                pieces.append((f"{', ' if at else f'{chr(10)}{name}: '}{part}", False))
+                if dimension in words and not (name == "cpv" and dimension in self._vertical.pictured):
+                    pieces.append((words[dimension], True))
+        pieces.append(("<|im_end|>\n<|im_start|>assistant\n", False))
+        why = ": " + ", ".join(f"{step.dimension} {_relation(step)}" for step in result.path)
+        answer = f"fit {WORDS[int(result.label[1])]}{why if rng.random() < 0.5 else ''}"
+        return [*pieces, (f"{answer}<|im_end|>", True)]
+
+    def _attributes(self, section: str, values: tuple[str, ...]) -> list[tuple[str, str]]:
+        """The parts of a section behind which a relation may stand, with the dimension each one shows."""
+        if section == "cpv":
+            return [(value.partition(" ")[0], value) for value in values]
+        if section == "picture":
+            return list(zip(self._vertical.pictured, values, strict=True))
+        shows = {"title": "category"}.get(section, section)
+        return [(shows, load_template("nano").sections[section].join.join(values))]
+
+    def _one_comparison(self, rng: np.random.Generator) -> Verdict:
+        if rng.random() < NUMBERS:
+            demand = self._world.draw_demands(str(rng.choice(["price", "material"])), rng, slang=False)[0]
+        else:
+            query = self._world.draw_query(rng, slang=False)
+            demand = query.demands[int(rng.integers(len(query.demands)))]
+        levels = [level for level in (1, 2, 3, 4) if self._world.options((demand,), level)]
+        options = self._world.options((demand,), int(rng.choice(levels)))
+        have = options[int(rng.integers(len(options)))]
+        known = {key: value for key, value in have.items() if value != NOT_STATED}
+        return verdict(self._vertical, demand, known, industry_rules=False)
+
+    def _comparison(self, rng: np.random.Generator) -> str:
+        step = self._one_comparison(rng)
+        return f"{step.dimension} {step.demanded}: {step.found} {_relation(step)}"
+
+
+def _relation(step: Verdict) -> str:
+    return step.relation.replace("_", " ")
 
 
 def _turns(user: str) -> str:
@@ -324,9 +346,9 @@ def fit_accuracy(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, rows: list[
 
 
 def pretrain(
-    vertical: Vertical, folder: Path, documents: int, seed: int, hidden: int = 192, layers: int = 5,
-    vocabulary: int = 1024, batch_documents: int = 32, learning_rate: float = 3e-3, bf16: bool = False,
-    checkpoint_steps: int = 320,
+    verticals: Sequence[Vertical], folder: Path, documents: int, seed: int, hidden: int = 192,
+    layers: int = 5, vocabulary: int = 1536, batch_documents: int = 32, learning_rate: float = 3e-3,
+    bf16: bool = False, checkpoint_steps: int = 320,
 ) -> dict[str, float]:  # fmt: skip
     """Pretrain ``lore-nano``; save it as bfloat16 safetensors with tokenizer and ``history.jsonl``.
 
@@ -334,7 +356,7 @@ def pretrain(
     last 30 %. Resumes from ``folder/checkpoint.pt``.
 
     Args:
-        vertical: the vertical to write about.
+        verticals: the verticals to write about, in equal shares.
         folder: where the model goes.
         documents: how many documents this run reads, once each.
         seed: root seed of corpus and initialisation.
@@ -347,10 +369,10 @@ def pretrain(
     Returns:
         The last history row.
     """
-    corpus = Corpus(vertical, documents, seed)
+    corpus = Corpus(verticals, documents, seed)
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "tokenizer.json").exists():
-        whole_course = Corpus(vertical, COURSE[-1].until, seed)  # however far this run goes
+        whole_course = Corpus(verticals, COURSE[-1].until, seed)  # however far this run goes
         train_tokenizer(vocabulary_texts(whole_course, 4000), vocabulary).save_pretrained(folder)
     tokenizer = Qwen2Tokenizer.from_pretrained(folder)
     corpus.tokenizer = tokenizer

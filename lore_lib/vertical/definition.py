@@ -16,8 +16,8 @@ from lore_lib.vertical.rules import Engine, Rule, RuleBook, example_problems, un
 from lore_lib.vertical.schema import DIMENSIONS, INTENTS, Demand
 from lore_lib.vertical.source import Contradictions, Location, Problem, load
 
-PICTURED = "color"
-"""The dimension that product pictures show."""
+COLOR = "color"
+"""The dimension whose shades carry the RGB that pictures show."""
 
 
 class Slang(BaseModel):
@@ -71,7 +71,7 @@ class WorldSpec(BaseModel):
     only: dict[str, list[str]] = {}
     """Dimension -> groups of categories; others are not asked for it, and lack it unless pictures show it."""
     cpv: list[str]
-    """Dimensions in the order of an item's CPV (beside the pictured one, which stands last)."""
+    """Dimensions in the order of an item's CPV (beside the color, which stands last)."""
     shops: list[str] = Field(min_length=1)
     """Names of shops that belong to no brand."""
     variants: dict[str, str]
@@ -160,7 +160,7 @@ class Vertical(BaseModel):
             yield Problem(("dimensions",), f"{said}; its groups tell what is unrelated")
         yield from self._word_problems()
         if self.world is not None:
-            for need, kind in (("price", Limit), (PICTURED, Family)):
+            for need, kind in (("price", Limit), (COLOR, Family)):
                 if not isinstance(self.dimensions.get(need), kind):
                     said = f"a world needs dimension {need!r} of kind {kind.__name__.lower()!r}; add it"
                     yield Problem(("dimensions",), said)
@@ -240,8 +240,14 @@ class Vertical(BaseModel):
     @property
     def shades(self) -> dict[str, RGB]:
         """Shade -> RGB; empty without a family of colours."""
-        color = self.dimensions.get(PICTURED)
+        color = self.dimensions.get(COLOR)
         return color.rgb if isinstance(color, Family) else {}
+
+    @property
+    def pictured(self) -> tuple[str, ...]:
+        """Dimensions that pictures show: the color, where its shades carry RGB, and sets of patterns."""
+        sets = (n for n, kind in self.dimensions.items() if isinstance(kind, Set) and kind.pictured)
+        return (*([COLOR] if self.shades else []), *sets)
 
     def values(self, dimension: str) -> list[str]:
         """Canonical values a demand of this dimension may take; none for a dimension the vertical lacks."""

@@ -27,6 +27,9 @@ NOT_STATED = "none"
 JOIN = "+"
 """Joins the values of a demand or an item that has several ("cleanser+toner")."""
 
+PATTERNS = ("plain", "striped", "dotted", "checked")
+"""Patterns that pictures are drawn with and the pixel captioner knows."""
+
 RELATIONS: dict[str, str] = {
     "same": "the value asked for; blend, family: measure = its share in per cent",
     "covers": "a general value that serves the one asked for",
@@ -492,6 +495,8 @@ class Set(_Kind):
     """What queries ask for, if not just the values: some of them, or joined ones ("toner+serum")."""
     unwanted: list[str] = []
     """Values that negated demands ask for; left out, all that may be asked for."""
+    pictured: bool = False
+    """Whether pictures show it; its values are then patterns that the captioner knows."""
 
     def demands(self) -> list[str]:
         return self.asked or list(self.values)
@@ -524,6 +529,9 @@ class Set(_Kind):
     def problems(self) -> Iterator[Problem]:
         yield from _repeated("values", {"": self.values})
         for at, value in enumerate(self.values):
+            if self.pictured and value not in PATTERNS:
+                said = f"{value!r} cannot be drawn or seen; {nearest(value, PATTERNS)}"
+                yield Problem(("values", at), f"{said}, or drop 'pictured'")
             if JOIN in value:
                 yield Problem(("values", at), f"value {value!r} holds {JOIN!r}, which joins values; drop it")
         yield from _general_problems(self.general, self.values)

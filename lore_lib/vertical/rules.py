@@ -271,7 +271,8 @@ class Engine:
         rule = self._book.fired(demand.dimension, *relation, demand.negated, industry_rules)
         asked = f"not {demand.value}" if demand.negated else demand.value
         shown = f"{found} {share}" if told and kind.tells_share(found) and not demand.negated else found
-        return Verdict(demand.dimension, asked, shown, rule.at(industry_rules), rule.id, rule.reason)
+        level = rule.at(industry_rules)
+        return Verdict(demand.dimension, asked, shown, relation.name, level, rule.id, rule.reason)
 
 
 def share_key(dimension: str) -> str:

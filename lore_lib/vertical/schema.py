@@ -76,6 +76,7 @@ class Verdict:
         dimension: key of ``DIMENSIONS``.
         demanded: the value asked for, after "not" where it is unwanted.
         found: the evidence, "none" where the item states nothing.
+        relation: of the found value to the plain one demanded, a key of ``kinds.RELATIONS``.
         level: the level it allows, 1-4.
         rule: id of the rule that fired.
         reason: of that rule.
@@ -84,6 +85,7 @@ class Verdict:
     dimension: str
     demanded: str
     found: str
+    relation: str
     level: int
     rule: str
     reason: str

@@ -1,15 +1,15 @@
 """The synthetic world: queries, items to order, clicks and gold labels, all from one seed.
 
 Gold labels come from the rule engine over an item's *true* attributes, which its text only partly tells:
-titles and CPV may omit or misstate the colour (the picture shows it), queries use slang that only selling
-points explain, and some items sit just on one side of a rule's threshold.
+titles and CPV may omit or misstate the colour and never tell the pattern (the picture shows both), queries
+use slang that only selling points explain, and some items sit just on one side of a rule's threshold.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,14 +18,14 @@ import pandas as pd
 
 from lore_lib.errors import DataError
 from lore_lib.rng import generator
-from lore_lib.vertical.definition import PICTURED, Vertical, WorldSpec
+from lore_lib.vertical.definition import COLOR, Vertical, WorldSpec
 from lore_lib.vertical.kinds import JOIN, NOT_STATED, Limit
 from lore_lib.vertical.picture import render_picture
 from lore_lib.vertical.rules import Judgement, judge, share_key, verdict
 from lore_lib.vertical.schema import Demand, dump_demands
 
 OMITTED, MISSTATED = 0.30, 0.10
-"""Shares of items whose CPV leaves the pictured dimension out, and states a wrong value."""
+"""Shares of items whose CPV leaves the color out, and states a wrong one."""
 
 _NOTHING: frozenset[str] = frozenset()
 
@@ -178,7 +178,9 @@ class World:
             values = options[int(rng.integers(len(options)))]
             truth = {k: v for k, v in truth.items() if k not in (name, share_key(name))} | values
         group = self.vertical.group_of[truth["category"]]
-        lacking = [n for n, only in self.spec.only.items() if group not in only and n != PICTURED]
+        lacking = [
+            n for n, only in self.spec.only.items() if group not in only and n not in self.vertical.pictured
+        ]
         truth = {k: v for k, v in truth.items() if v != NOT_STATED and k not in lacking}
         return self._describe(truth, rng)
 
@@ -223,11 +225,11 @@ class World:
         }
         draw = rng.random()
         if draw < MISSTATED:
-            cpv[PICTURED] = str(rng.choice([s for s in shades if s != truth[PICTURED]]))
+            cpv[COLOR] = str(rng.choice([s for s in shades if s != truth[COLOR]]))
         elif draw > MISSTATED + OMITTED:
-            cpv[PICTURED] = truth[PICTURED]
+            cpv[COLOR] = truth[COLOR]
         words = [truth.get("brand", ""), str(rng.choice(spec.hype))]
-        words += [cpv.get(PICTURED, "")] if rng.random() < 0.4 else []
+        words += [cpv.get(COLOR, "")] if rng.random() < 0.4 else []
         title = " ".join(word for word in (*words, truth["category"]) if word)
         held = {name: frozenset(value.split(JOIN)) for name, value in truth.items()}
         true = [point for name, values, point in self._points if values <= held.get(name, _NOTHING)]
@@ -244,9 +246,10 @@ def pair_kind(vertical: Vertical, query: Query, item: Item, gold: Judgement) -> 
     Order: the picture (``visual``), the lexicon (``knowledge``), the industry rules (``boundary``), else
     ``plain``.
     """
-    seen = {key: value for key, value in item.truth.items() if key != PICTURED}
-    stated = {PICTURED: item.cpv[PICTURED]} if PICTURED in item.cpv else {}
-    if judge(vertical, query.demands, seen | stated).label != gold.label:
+    pictured = vertical.pictured
+    read = {key: value for key, value in item.truth.items() if key not in pictured}
+    stated = {key: item.cpv[key] for key in pictured if key in item.cpv}
+    if judge(vertical, query.demands, read | stated).label != gold.label:
         return "visual"
     known = [d for d in query.demands if d.surface not in vertical.lexicon]
     if not known or judge(vertical, known, item.truth).label != gold.label:
@@ -343,6 +346,11 @@ def item_texts(item: Item) -> dict[str, Any]:
     }
 
 
+def seen_on_picture(vertical: Vertical, truth: Mapping[str, str]) -> str:
+    """What a faultless captioner says of an item: its value of each pictured dimension."""
+    return ", ".join(truth[dimension] for dimension in vertical.pictured)
+
+
 def _item_row(world: World, item_id: str, item: Item) -> dict[str, Any]:
     vertical, category = world.vertical, item.truth["category"]
     outline = world.spec.silhouettes[vertical.group_of[category]]
@@ -351,5 +359,5 @@ def _item_row(world: World, item_id: str, item: Item) -> dict[str, Any]:
         **item_texts(item),
         "industry": vertical.industry_of[category],
         "truth": json.dumps(item.truth),
-        "picture": render_picture(vertical.shades[item.truth[PICTURED]], outline),
+        "picture": render_picture(vertical.shades[item.truth[COLOR]], outline),
     }
