@@ -170,7 +170,7 @@ CONTRADICTIONS: list[tuple[tuple[str | int, ...], Any, str, str]] = [
     (("lexicon", "mint"), {"intent": "DJ", "means": {"color": "olive"}}, "lexicon.mint",
      "'mint' is slang and a color"),
     (("world", "asks", "season"), 0.0, "world.asks.season", "unknown dimension 'season'"),
-    (("world", "asks", "color"), 0.5, "world.asks", "shares sum to 1.2, not to 1"),
+    (("world", "asks", "color"), 0.5, "world.asks", "shares sum to 1.23, not to 1"),
     (("world", "back", "price"), "under", "world.back.price", "no {} for the words of the demand"),
     (("world", "silhouettes", "bags"), [[1, 1]], "world.silhouettes.bags", "group 'bags' needs a silhouette"),
     (("world", "only"), {"style": ["topps"]},

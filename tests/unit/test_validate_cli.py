@@ -41,7 +41,7 @@ def test_the_bundled_vertical_is_well_and_is_counted(folder: Path) -> None:
     for given in ("apparel_home", str(folder), str(folder / "vertical.yaml")):
         result = lore("validate", given)
         assert result.exit_code == 0, result.output
-        counted = "industries 3, categories 28, dimensions 7, rules 94, own rules 0, lexicon entries 32"
+        counted = "industries 3, categories 28, dimensions 8, rules 94, own rules 0, lexicon entries 32"
         assert result.stdout.rstrip().endswith(counted)
     assert lore("validate").stdout.startswith("OK data/verticals/apparel_home/vertical.yaml: ")
 

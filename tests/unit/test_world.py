@@ -69,7 +69,7 @@ def test_labels_are_balanced_in_every_split(world_tables: Tables) -> None:
     assert shares.to_numpy().min() > 0.15  # dev has 32 pairs only
     assert shares.to_numpy().max() < 0.35
     whole = world_tables["pairs"].label.value_counts(normalize=True)
-    assert whole.between(0.22, 0.28).all()
+    assert whole.between(0.20, 0.30).all()  # some queries have no near item
 
 
 def test_the_gold_label_is_the_rules_over_the_truth(vertical: Vertical, world_tables: Tables) -> None:
