@@ -42,8 +42,8 @@ def engine(tiny_model: Path) -> HfEngine:
 
 @pytest.fixture(scope="module")
 def wandering(tiny_model: Path) -> HfEngine:
-    """Small random weights repeat one token for ever; larger ones wander. The end token is made likelier until
-    some chains come to an end."""
+    """Small random weights repeat one token for ever; larger ones wander. The end token is made likelier
+    until some chains come to an end."""
     engine = HfEngine(load_model(str(tiny_model)), load_tokenizer(str(tiny_model)))
     with torch.no_grad():
         for weights in engine.model.model.layers.parameters():
