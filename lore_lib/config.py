@@ -41,13 +41,14 @@ class ModelConfig(_Frozen):
 
 
 class WorldConfig(_Frozen):
-    """Sizes of the generated vertical (ignored for your own data)."""
+    """Sizes of the generated vertical, and wrong labels in it (ignored for your own data)."""
 
     train_queries: int = Field(default=900, ge=1)  # queries whose pairs are trained on
     dev_queries: int = Field(default=60, ge=1)  # queries for choosing settings
     test_queries: int = Field(default=100, ge=1)  # queries of the benchmark; disjoint from the others
     pairs_per_query: int = Field(default=4, ge=1)  # items judged per query
     clicked_per_query: int = Field(default=2, ge=0)  # further items that only the click log knows
+    label_noise: float = Field(default=0.0, ge=0, le=1)  # share of train pairs labelled one level off
 
 
 class FeaturesConfig(_Frozen):
