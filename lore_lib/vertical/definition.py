@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from lore_lib.artifacts import project_root
 from lore_lib.errors import DataError, nearest
 from lore_lib.vertical.kinds import JOIN, RGB, Dimension, Family, Limit, Set, Taxonomy
+from lore_lib.vertical.mapping import OwnTables
 from lore_lib.vertical.rules import ANY, Engine, Gap, Rule, RuleBook, example_problems, universal_rules
 from lore_lib.vertical.schema import DIMENSIONS, INTENTS, Demand
 from lore_lib.vertical.source import Contradictions, Location, Problem, load
@@ -142,6 +143,8 @@ class Vertical(BaseModel):
     """What shoppers write -> what they mean."""
     world: WorldSpec | None = None
     """What the generated world draws; left out by a vertical that has tables of its own."""
+    tables: OwnTables | None = None
+    """Your own tables, used in place of the world: their files beside this one, with their own columns."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Vertical:
