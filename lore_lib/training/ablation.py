@@ -16,16 +16,17 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pandas as pd
 
-from lore_lib.artifacts import write_parquet
+from lore_lib.artifacts import read_parquet, write_parquet
 from lore_lib.completion import render_answer
 from lore_lib.config import Config
 from lore_lib.errors import DataError
 from lore_lib.features.build import build_prompts
 from lore_lib.features.template import Template
+from lore_lib.parallel import run_parallel
 from lore_lib.rng import generator
 from lore_lib.sampling.engine import SampleJob, Sampling, chat_text, run_sample_job
 from lore_lib.sampling.intervals import cluster_bootstrap, paired_difference
-from lore_lib.sampling.pass_at_k import summarise
+from lore_lib.sampling.pass_at_k import expected_chance_pass_at_k, summarise
 from lore_lib.training.sft import SftJob, train_sft
 
 if TYPE_CHECKING:
@@ -161,6 +162,15 @@ def rung_jobs(
     return jobs
 
 
+def judge_ladder(
+    config: Config, built: Mapping[Rung, pd.DataFrame], pairs: pd.DataFrame, folder: Path
+) -> pd.DataFrame:
+    """Samples of every rung over the dev pairs; does the :func:`rung_jobs`, ``runtime.workers`` at once."""
+    jobs = rung_jobs(config, built, pairs, folder)
+    drawn = run_parallel(run_rung, jobs, config.runtime.workers, "rungs")
+    return pd.concat(map(read_parquet, drawn), ignore_index=True)
+
+
 def run_rung(job: RungJob) -> Path:
     """Do one job and return the file of its samples; finished samples are kept, the model is not."""
     if not job.judge.out.exists():
@@ -202,3 +212,10 @@ def ladder_table(
             )
     names = ["system", "pairs", "value", "low", "high", "n", "gain", "gain_low", "gain_high", "parse_rate"]
     return pd.DataFrame(rows, columns=names)
+
+
+def without_model(pairs: pd.DataFrame) -> dict[str, float]:
+    """pass@1 on dev pairs of judges that need no model: uniform guessing, and the usual label of train."""
+    usual = str(pairs.loc[pairs["split"] == "train", "label"].value_counts().sort_index().idxmax())
+    hits = pairs.loc[pairs["split"] == "dev", "label"] == usual
+    return {"uniform guessing": expected_chance_pass_at_k(1), f"always {usual}": float(hits.mean())}

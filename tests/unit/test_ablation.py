@@ -22,6 +22,7 @@ from lore_lib.training.ablation import (
     ladder_table,
     run_rung,
     rung_jobs,
+    without_model,
 )
 
 Tables = dict[str, pd.DataFrame]
@@ -151,3 +152,13 @@ def test_the_table_by_hand() -> None:
     assert (table.low <= table.value).all()
     assert (table.value <= table.high).all()
     assert (table.gain_low[1], table.gain_high[1]) == (0.25, 0.5)  # q0 gains 1/4, q1 1/2
+
+
+def test_judges_without_a_model_know_train_and_are_scored_on_dev() -> None:
+    pairs = pd.DataFrame(
+        {"split": ["train"] * 3 + ["dev"] * 4 + ["test"] * 9, "label": [*"413", *"3331", *"4" * 9]}
+    )
+    pairs["label"] = "L" + pairs["label"]
+    assert without_model(pairs) == {"uniform guessing": 0.25, "always L1": 0.25}  # a tie: the lowest
+    pairs.loc[0, "label"] = "L3"
+    assert without_model(pairs) == {"uniform guessing": 0.25, "always L3": 0.75}
