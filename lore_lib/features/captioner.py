@@ -249,7 +249,7 @@ def _bands(second: _Mask, item: _Mask, axis: int) -> tuple[float, int]:
     mean = count.sum() / size.sum()
     between = (np.square(count / size - mean) * size).sum() / size.sum()
     rises = np.diff(count > mean * size, prepend=False) & (count > mean * size)
-    return float(between / (mean * (1 - mean))), np.count_nonzero(rises)
+    return float(between / (mean * (1 - mean))), int(rises.sum())
 
 
 def _distance(a: NDArray[Any], b: NDArray[Any]) -> Any:

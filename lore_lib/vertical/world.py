@@ -355,11 +355,11 @@ def _item_row(world: World, item_id: str, item: Item) -> dict[str, Any]:
     vertical, category = world.vertical, item.truth["category"]
     group = vertical.group_of[category]
     position = vertical.taxonomy.groups[group].index(category)
-    shown = {dimension: item.truth[dimension] for dimension in vertical.pictured}
+    patterns = (item.truth[dimension] for dimension in vertical.pictured if dimension != COLOR)
     picture = render_picture(
-        vertical.shades[shown.pop(COLOR)],
+        vertical.shades[item.truth[COLOR]],
         world.spec.silhouettes[group],
-        *shown.values(),  # the pattern, where pictures show one
+        pattern=next(patterns, "plain"),
         structure=STRUCTURES[position % len(STRUCTURES)],
     )
     return {
