@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import time
@@ -32,6 +33,8 @@ GIVE_UP_AFTER = 100
 
 _NEEDS_A_PERSON = {401: f"no or a wrong key: set {KEY}", 403: "not allowed", 404: "no such model or path"}
 _PASSING = {408, 409, 425}
+
+_tls = functools.cache(httpx.create_ssl_context)  # reading the certificates takes its time
 
 Sleep = Callable[[float], Awaitable[None]]
 Clock = Callable[[], float]
@@ -192,7 +195,7 @@ class OpenAIChat:
 
         most = httpx.Limits(max_connections=self._limits.concurrency)
         async with (
-            httpx.AsyncClient(headers=_authorisation(), timeout=None, limits=most) as client,
+            httpx.AsyncClient(headers=_authorisation(), timeout=None, limits=most, verify=_tls()) as client,
             anyio.create_task_group() as group,
         ):
             for place in range(len(requests)):
