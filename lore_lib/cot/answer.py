@@ -31,6 +31,8 @@ ANSWER_FAILURES: dict[str, str] = {
 
 _LEVELS = {word: level for level, word in WORDS.items()}
 _LABEL = re.compile(r"\bL[1-4]\b")
+_THOUGHTS = re.compile(r"\A\s*(<think>.*?|[^{]*?)</think>", re.DOTALL)
+_PUNCTUATION = ".,;:!?'\"()-/&+。，！？"
 _ENOUGH_WORDS = 8
 _UNBLANKED = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]")
 _SLOT = re.compile(r"\{(dimensions|pair|evidence)\}")
@@ -88,7 +90,8 @@ def _need(step: Step) -> str:
     return meant if plain else f"{step.said} = {meant}"
 
 
-def answer_schema(dimensions: Iterable[str]) -> dict[str, Any]:
+@functools.cache
+def answer_schema(dimensions: tuple[str, ...]) -> dict[str, Any]:
     """JSON schema of an answer about a vertical with these dimensions."""
     schema = Answer.model_json_schema()
     schema["$defs"]["Step"]["properties"]["dimension"]["enum"] = list(dimensions)
@@ -115,7 +118,7 @@ def read_answer(text: str, query: str, dimensions: Iterable[str], language: Lang
     Raises:
         Malformed: with the first reason found.
     """
-    said = text.rpartition("</think>")[2]
+    said = _THOUGHTS.sub("", text)
     start, end = said.find("{"), said.rfind("}")
     if start < 0 or end < start:
         raise Malformed("not_json")
@@ -175,7 +178,8 @@ def uncovered(query: str, phrases: Iterable[str], fillers: Iterable[str]) -> tup
                 left = f"{left[:at]} {left[end:]}"
             at = left.find(phrase, at + 1)
     known = {word.casefold() for word in fillers}
-    return tuple(w for w in left.split() if w not in known and any(c.isalnum() for c in w))
+    words = (word.strip(_PUNCTUATION) for word in left.split())
+    return tuple(word for word in words if word and word not in known)
 
 
 def _inside_word(text: str, cut: int) -> bool:
@@ -196,7 +200,7 @@ class Language(_Frozen):
         own = sum(unicodedata.name(c, "").startswith(self.script) for c in letters)
         if 2 * own < len(letters):
             return False
-        found = [word.strip(".,;:!?'\"()").casefold() for word in text.split()]
+        found = [word.strip(_PUNCTUATION).casefold() for word in text.split()]
         return not self.words or len(found) < _ENOUGH_WORDS or not self.words.isdisjoint(found)
 
 

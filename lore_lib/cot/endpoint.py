@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field, ValidationError
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
 from tenacity import wait_random_exponential as backoff
 
-from lore_lib.cot.chat import Arrived, Draw, Reply, Request, ignore, read_reply
+from lore_lib.cot.chat import CALL_FAILURES, Arrived, Draw, Reply, Request, ignore, read_reply
 from lore_lib.errors import EngineError
 
 KEY = "OPENAI_API_KEY"
@@ -189,7 +189,10 @@ class OpenAIChat:
                         refusals.append(error)
                         group.cancel_scope.cancel()
                         return
-            in_a_row[:] = [*in_a_row, reply.failure] if reply.failure and not reply.prompt_tokens else []
+            if reply.failure in CALL_FAILURES:
+                in_a_row.append(reply.failure)
+            else:
+                in_a_row.clear()
             replies[place] = reply
             arrived(place, reply)
 

@@ -107,7 +107,7 @@ class StagedTeacher:
         self._stages = tuple(stage for stage in STAGES if stage in stages)
         self._prompts = prompts or load_prompts()
         self._cache = cache
-        self._schema = answer_schema(vertical.dimensions)
+        self._schema = answer_schema(tuple(vertical.dimensions))
         self.spent: dict[str, Usage] = defaultdict(Usage)
 
     @property
@@ -178,7 +178,7 @@ class StagedTeacher:
         first = {key: place for place, key in reversed(list(enumerate(keys)))}  # one call for equal requests
         heard: dict[bytes, _Heard] = {}
         for key, place in first.items():
-            known = self._cache.get(key) if self._cache else None
+            known = None if self._cache is None else self._cache.get(key)
             if known and not (old := self._read(known, chains[place].task)).failure:
                 heard[key] = old
                 usage.cached += 1
@@ -191,7 +191,7 @@ class StagedTeacher:
             usage.failed += bool(heard[key].failure)
             usage.prompt_tokens += reply.prompt_tokens
             usage.completion_tokens += reply.completion_tokens
-            if self._cache and not heard[key].failure:
+            if self._cache is not None and not heard[key].failure:
                 self._cache.put(key, reply)
 
         if missing:

@@ -263,9 +263,9 @@ def synthesise_to(folder: Path, shards: Iterable[pd.DataFrame], synthesis: Synth
         reasons.update(done.reason)
         tokens.update({name: int(done[name].sum()) for name in ("prompt_tokens", "completion_tokens")})
         files[path.name] = {"rows": len(done), "bytes": path.stat().st_size, "sha256": file_sha256(path)}
-    for stray in place.iterdir() if place.is_dir() else ():
-        if stray.name not in files and stray.suffix in (".parquet", PART_SUFFIX):
-            stray.unlink()  # of a longer run before this one, or of a kill
+    for left in (*place.glob("*.parquet"), *folder.rglob(f".*{PART_SUFFIX}")):
+        if left.name not in files:
+            left.unlink()  # of a longer run before this one, or of a kill
     counted = {reason: reasons[reason] for reason in REASONS if reasons[reason]}
     written = {"synthesis": identity, "reasons": counted, "tokens": dict(tokens), "shards": files}
     return atomic_write_json(manifest, written)
