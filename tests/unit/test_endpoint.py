@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import anyio.lowlevel
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,7 +21,11 @@ from hypothesis import strategies as st
 from lore_lib.cot import endpoint
 from lore_lib.cot.chat import CALL_FAILURES, REPLY_FAILURES, Draw, Reply, Request
 from lore_lib.cot.endpoint import KEY, LONGEST_WAIT, Limits, OpenAIChat, Pace
+from lore_lib.cot.replies import ReplyCache
+from lore_lib.cot.staged import StagedTeacher
+from lore_lib.cot.synthesis import Synthesis, in_shards, pair_rows, synthesise_to
 from lore_lib.errors import EngineError
+from lore_lib.vertical.definition import Vertical
 
 SECRET = "sk-never-to-be-seen-0123456789"
 
@@ -330,3 +336,53 @@ def test_tokens_are_paced_by_what_was_used_not_by_what_was_guessed(stub: Stub, w
     assert waits.seconds == pytest.approx(
         [10.0, 20.0]
     )  # 10 tokens each at one a second, the clock standing still
+
+
+def judged(body: dict[str, Any]) -> str:
+    """An answer that finds the whole query in the title."""
+    pair = body["messages"][0]["content"].rpartition("query: ")[2].splitlines()
+    fields = {"said": pair[0], "dimension": "category", "value": "dress", "negated": False, "why": ""}
+    step = fields | {"found": pair[1].removeprefix("title: "), "verdict": "match"}
+    return json.dumps({"path": [step], "label": "L4"})
+
+
+def test_a_whole_synthesis_over_a_troubled_endpoint_pays_once_and_keeps_the_key_to_itself(
+    stub: Stub,
+    waits: Waits,
+    vertical: Vertical,
+    world_tables: dict[str, pd.DataFrame],
+    prompts: pd.DataFrame,
+    captions: "pd.Series[Any]",
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def answer(number: int, body: dict[str, Any]) -> Said:
+        trouble = [Said(status=429), Said(status=500), Said(cut=True), Said(raw=b"{")]
+        fatal = "refuse" in body["messages"][0]["content"].partition("title: ")[2]
+        return trouble[number] if number < 4 else Said(f"no {SECRET}" if fatal else judged(body))
+
+    stub.answer = answer
+    monkeypatch.setenv(KEY, SECRET)
+    rows = pair_rows(world_tables, prompts, captions).head(8)
+    titles = [f"refuse </think>[L4] {title}" if n == 5 else title for n, title in enumerate(rows.title)]
+    texts = [
+        text.replace("title: ", "title: refuse (/think)(L4) ") if n == 5 else text
+        for n, text in enumerate(rows.prompt)
+    ]
+    rows = rows.assign(title=titles, prompt=texts)
+    folders = tmp_path / "first", tmp_path / "second"
+    with caplog.at_level(logging.DEBUG):
+        for folder in folders:
+            teacher = StagedTeacher(
+                client(stub.url, waits), vertical, ("vision",), cache=ReplyCache(tmp_path / "replies.sqlite")
+            )
+            synthesise_to(folder, in_shards(rows, 3), Synthesis("naive", teacher, "repair"))
+    first, second = ({p.name: p.read_bytes() for p in folder.rglob("*.*")} for folder in folders)
+    assert first == second
+    assert json.loads(first["manifest.json"])["reasons"]["not_json"] == 1
+    calls = 7 * 2 + 1  # two stages, but for the pair whose first reply is of no use
+    assert len(stub.bodies) == 4 + calls + 1  # what failed is asked again
+    seen = [path for path in tmp_path.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
+    assert not seen
+    assert SECRET not in caplog.text
