@@ -1,6 +1,6 @@
 """Speed and memory of writing prompts, beside the plain per-row ways.
 
-    python benchmarks/bench_features.py [--sizes 1000 10000 100000 1000000]
+    python benchmarks/bench_features.py [--largest 1000000]
 
 Items and queries of the bundled world, repeated under fresh ids and titles, one item a pair; ``ways.py`` says
 what is measured.
@@ -27,11 +27,11 @@ from lore_lib.vertical.world import generate_tables
 BUDGET = "full"
 BASE_QUERIES = 200
 WAYS = (
+    "pandas apply",
+    "datasets.map",
     "build_prompts",
     "stream_prompts",
     "stream_prompts, tokens counted",
-    "pandas apply",
-    "datasets.map",
 )
 
 Tables = dict[str, pd.DataFrame]

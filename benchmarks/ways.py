@@ -1,8 +1,9 @@
 """Ways of doing the same work at rising sizes, each in a process of its own, in one table.
 
-``CPU s`` is the processor time of the work alone, because a busy machine stretches the wall clock; ``MB`` is
-the peak of resident memory, looked at every 10 ms, above that of the prepared input. The growth is the slope
-of log CPU seconds over log pairs from one size to the next: 1.00 is linear.
+``CPU s`` is the processor time of the work alone, all threads together, because a busy machine stretches the
+wall clock; ``MB`` is the peak of resident memory, looked at every 10 ms, above that of the prepared input.
+The growth is the slope of log CPU seconds over log size from one size to the next: 1.00 is linear. The first
+way is the plain one; ``x plain`` says how many times faster than it a way is at the same size.
 """
 
 from __future__ import annotations
@@ -17,40 +18,46 @@ from collections.abc import Callable, Iterable
 
 import psutil
 
-SIZES = (1_000, 10_000, 100_000)
-
 Prepare = Callable[[str, int], Callable[[], object]]
-"""(way, pairs) to the work itself; imports, input and warm caches belong here. Travels to the processes."""
+"""(way, size) to the work itself; imports, input and warm caches belong here. Travels to the processes."""
 
 
 def sizes_asked(doc: str | None) -> list[int]:
-    """The sizes of the command line."""
+    """Powers of ten from 1,000 to below the largest size of the command line, then that size."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="numbers of pairs, rising")
-    return sorted(parser.parse_args().sizes)
+    parser.add_argument("--largest", type=int, default=100_000, help="largest size (default: 100000)")
+    largest: int = parser.parse_args().largest
+    return [*(size for size in (10**n for n in range(3, 9)) if size < largest), largest]
 
 
-def print_table(ways: Iterable[str], sizes: Iterable[int], prepare: Prepare) -> None:
-    """Measure every way at every size and print a row of each."""
+def print_table(ways: Iterable[str], sizes: Iterable[int], prepare: Prepare, unit: str = "pairs") -> None:
+    """Measure every way at every size, the plain way first, and print a row of each."""
     spawn = multiprocessing.get_context("spawn")
-    print(f"{'way':32}{'pairs':>10}{'CPU s':>9}{'pairs/s':>11}{'MB':>8}{'growth':>8}")
+    print(f"{'way':32}{unit:>10}{'CPU s':>9}{unit + '/s':>11}{'MB':>8}{'growth':>8}{'x plain':>9}")
+    plain: dict[int, float] = {}
     for way in ways:
         last: tuple[int, float] | None = None
-        for pairs in sizes:
+        for size in sizes:
             heard, say = spawn.Pipe(duplex=False)
-            child = spawn.Process(target=_measure, args=(prepare, way, pairs, say.send))
+            child = spawn.Process(target=_measure, args=(prepare, way, size, say.send))
             child.start()
             say.close()
-            seconds, megabytes = heard.recv()
-            child.join()
-            growth = f"{math.log(seconds / last[1]) / math.log(pairs / last[0]):.2f}" if last else ""
-            rate = f"{pairs / seconds:,.0f}"
-            print(f"{way:32}{pairs:>10,}{seconds:>9.3f}{rate:>11}{megabytes:>8.0f}{growth:>8}", flush=True)
-            last = (pairs, seconds)
+            try:
+                seconds, megabytes = heard.recv()
+            except EOFError:
+                print(f"{way:32}{size:>10,}  ended early, most often for lack of memory", flush=True)
+                break
+            finally:
+                child.join()
+            growth = f"{math.log(seconds / last[1]) / math.log(size / last[0]):.2f}" if last else ""
+            ratio = f"{plain.setdefault(size, seconds) / seconds:.1f}"
+            row = f"{size:>10,}{seconds:>9.3f}{size / seconds:>11,.0f}{megabytes:>8.0f}{growth:>8}{ratio:>9}"
+            print(f"{way:32}{row}", flush=True)
+            last = (size, seconds)
 
 
-def _measure(prepare: Prepare, way: str, pairs: int, say: Callable[[tuple[float, float]], None]) -> None:
-    work = prepare(way, pairs)
+def _measure(prepare: Prepare, way: str, size: int, say: Callable[[tuple[float, float]], None]) -> None:
+    work = prepare(way, size)
     gc.collect()
     process, over = psutil.Process(), threading.Event()
     seen = [process.memory_info().rss]

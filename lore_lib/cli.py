@@ -5,6 +5,7 @@ What a command needs is imported inside it, so that the light ones answer at onc
 
 import signal
 import sys
+import time
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -127,6 +128,47 @@ def pretrain_nano_command(
 
     torch.set_num_threads(threads)
     typer.echo(pretrain([load_vertical(name) for name in verticals], out, documents, seed, bf16=bf16))
+
+
+@commands.command("generate")
+def generate_command(
+    items: Annotated[int, typer.Option(help="At least so many items; whole queries of 6 items are made.")],
+    out: Annotated[Path, typer.Option(help="Folder for the four tables; it must hold none of them yet.")],
+    vertical: Vertical = "apparel_home",
+    seed: Seed = 17,
+    label_noise: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of train pairs labelled one level off.")
+    ] = 0.0,
+) -> None:
+    """Write a synthetic world of any size as Parquet, in bounded memory."""
+    from rich.progress import Progress as Bar
+
+    from lore_lib.vertical.definition import load_vertical, verticals_folder
+    from lore_lib.vertical.stream import stream_tables
+    from lore_lib.viz.report import format_seconds
+
+    console = Console(highlight=False)
+    start = time.monotonic()
+    with Bar(console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("items", total=items)
+        written = stream_tables(
+            load_vertical(vertical),
+            out,
+            items,
+            seed,
+            label_noise=label_noise,
+            watch=lambda made: bar.update(task, completed=made),
+        )
+    rows = ", ".join(f"{name} {count:,}" for name, count in written.items())
+    took = format_seconds(time.monotonic() - start)
+    console.print(f"wrote {out}: {rows} rows in {took}", markup=False, soft_wrap=True)
+    home = verticals_folder() / vertical
+    move = "" if out.resolve() == home else f"move the four files into {home}, then "
+    console.print(
+        f"next: {move}'lore run --vertical {vertical}' reads them; see data/README.md",
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 @commands.command("validate")

@@ -43,21 +43,26 @@ class ModelConfig(_Frozen):
 
 
 class WorldConfig(_Frozen):
-    """Sizes of the generated vertical (ignored for your own data)."""
+    """Sizes of the generated vertical, and wrong labels in it (ignored for your own data)."""
 
     train_queries: int = Field(default=900, ge=1)  # queries whose pairs are trained on
     dev_queries: int = Field(default=60, ge=1)  # queries for choosing settings
     test_queries: int = Field(default=100, ge=1)  # queries of the benchmark; disjoint from the others
     pairs_per_query: int = Field(default=4, ge=1)  # items judged per query
     clicked_per_query: int = Field(default=2, ge=0)  # further items that only the click log knows
+    label_noise: float = Field(default=0.0, ge=0, le=1)  # share of train pairs labelled one level off
 
 
 class FeaturesConfig(_Frozen):
-    """What of an item reaches the prompt."""
+    """What of an item reaches the prompt, and the experiment that compares prompts."""
 
     template: Literal["nano", "en", "zh"] = "nano"  # wording of the prompt; nano is bare, for lore-nano
     budget: Literal["short", "mid", "full"] = "mid"  # the template's token budget of the user's turn
     captioner: Literal["pixels", "vlm"] = "pixels"  # who looks at the picture; pixels is a mock of a VLM
+    ablation_pairs: int = Field(default=400, ge=1)  # train pairs whose labels are taught from each prompt
+    ablation_epochs: float = Field(default=3, gt=0)  # passes over them
+    ablation_learning_rate: float = Field(default=2e-3, gt=0)  # peak of the schedule
+    ablation_samples: int = Field(default=4, ge=1)  # completions per dev pair
 
 
 class CotConfig(_Frozen):
@@ -268,6 +273,10 @@ PROFILE_TABLE: dict[str, tuple[Any, Any, Any]] = {
     "world.pairs_per_query": (3, None, 8),
     "features.template": (None, "en", "en"),
     "features.captioner": (None, None, "vlm"),
+    "features.ablation_pairs": (48, None, 2000),
+    "features.ablation_epochs": (1, 2, 2),
+    "features.ablation_learning_rate": (None, 2e-4, 1e-4),
+    "features.ablation_samples": (2, None, None),
     "cot.pairs": (320, None, 100_000),
     "cot.teacher": (None, None, "openai"),
     "cot.teacher_model": (None, None, "Qwen/Qwen2.5-72B-Instruct"),

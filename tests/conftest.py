@@ -162,7 +162,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, vertical: Vertical) -> 
     from lore_lib.training.nano import Corpus, new_model, train_tokenizer, vocabulary_texts
 
     folder = tmp_path_factory.mktemp("tiny-model")
-    tokenizer = train_tokenizer(vocabulary_texts(Corpus(vertical, 400, 17), 400), 1024)
+    tokenizer = train_tokenizer(vocabulary_texts(Corpus([vertical], 400, 17), 400), 1024)
     tokenizer.save_pretrained(folder)
     new_model(tokenizer, 64, 1, 17).save_pretrained(folder)
     return folder

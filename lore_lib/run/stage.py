@@ -92,12 +92,12 @@ _SPECS = (
     ),
     _spec(
         "01_features",
-        "Queries and items become prompts under a token budget",
+        "Queries and items become prompts under a token budget; which of their lines make a better judge",
         sections=_BASE,
         promises=tuple(
-            f"{t}.parquet" for t in ("items", "queries", "pairs", "clicks", "captions", "prompts")
+            f"{t}.parquet" for t in ("items", "queries", "pairs", "clicks", "captions", "prompts", "ablation")
         ),
-        minutes=(0.2, 0.3, 2, 30),
+        minutes=(0.6, 2, 20, 120),
     ),
     _spec(
         "02_cot_synthesis",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +14,11 @@ import pandas as pd
 from lore_lib.artifacts import atomic_write_text, read_parquet
 from lore_lib.errors import ArtifactError, DataError, nearest
 from lore_lib.vertical.definition import Vertical, read_vertical, verticals_folder
-from lore_lib.vertical.source import Checked, Diagnostic, check
+from lore_lib.vertical.mapping import OwnTables
+from lore_lib.vertical.source import Checked, Diagnostic, Node, check, read_source
 
 FILE = "vertical.yaml"
+_log = logging.getLogger(__name__)
 TEMPLATE = Path(__file__).with_name("template.yaml")
 
 
@@ -41,10 +44,23 @@ def find_vertical(path_or_name: str) -> Path:
 
 
 def validate(path: Path) -> Checked[Vertical]:
-    """Check a vertical file and the tables beside it; loads no model."""
-    checked = check(path, Vertical)
-    problems = [*checked.problems, *_table_problems(path.parent)]
-    return Checked(None if problems else checked.value, problems, checked.complete)
+    """Check a vertical file and its tables, with a line of log for what was left out; loads no model."""
+    checked, root = check(path, Vertical), read_source(path).root
+    if root is None:
+        return checked
+    section, complete = root.child("tables"), checked.complete
+    if section is None or section.value is None:
+        found = _parquet_problems(path.parent)
+        if found is None and checked.value and checked.value.world is None:
+            said = "neither 'world' nor 'tables', and no Parquet tables beside the file; give one of them"
+            found = [Diagnostic(str(path), 1, "", "", said)]
+    elif any(_is_under("tables", problem.field) for problem in checked.problems):
+        found, complete = [], False  # it is not known yet what the files should hold
+    else:
+        found = list(_own_problems(path, OwnTables.model_validate(section.plain), section))
+    problems = [*checked.problems, *(found or [])]
+    problems.sort(key=lambda problem: (problem.file != str(path), problem.file, problem.line))
+    return Checked(None if problems else checked.value, problems, complete)
 
 
 def counts(vertical: Vertical) -> dict[str, int]:
@@ -88,20 +104,52 @@ def init_vertical(name: str, source: str = "") -> Path:
     return atomic_write_text(path, text)
 
 
-def _table_problems(folder: Path) -> list[Diagnostic]:
-    """What is wrong with the tables in a folder; nothing when it has none, as they are generated then."""
-    from lore_lib.vertical.tables import COLUMNS, table_problems  # brings the world and its pictures
+def _is_under(section: str, field: str) -> bool:
+    return field == section or field.startswith((f"{section}.", f"{section}["))
+
+
+def _own_problems(path: Path, own: OwnTables, section: Node) -> Iterator[Diagnostic]:
+    """What is wrong with the files that the section ``tables`` names; logs what they leave out by choice."""
+    from lore_lib.vertical.adapters import plain
+    from lore_lib.vertical.adapters.rows import Problems, ReadReport
+
+    problems, report = Problems(path.parent), ReadReport()
+    plain.collect(path.parent, own, problems, report)
+    if report.counts:
+        _log.warning("%s: by choice:\n%s", path.parent, report)
+    for file, row, column, text in problems:
+        there = path.parent / file
+        if row or (there.is_file() and not column):
+            yield Diagnostic(str(there), max(row, 1), column, "", text)
+        else:
+            node = _naming(section, file, column)
+            yield Diagnostic(str(path), node.line, ".".join(map(str, node.path)), "", f"{file}: {text}")
+
+
+def _naming(section: Node, file: str, column: str) -> Node:
+    """Where the section names a file, or a column of it."""
+    for table in section.value.values():
+        name = table.locate(("file",))
+        if name.value == file:
+            places = table.locate(("columns",)).walk() if column else [name]
+            return next((node for node in places if node.value == (column or file)), section)
+    return section
+
+
+def _parquet_problems(folder: Path) -> list[Diagnostic] | None:
+    """What is wrong with the tables of a folder; None when it has none, as they are generated then."""
+    from lore_lib.vertical.contract import COLUMNS, table_problems
 
     beside = {name: sorted(path.name for path in folder.glob(f"{name}.*")) for name in COLUMNS}
     if not any(beside.values()):
-        return []
+        return None
     paths = {name: folder / f"{name}.parquet" for name in COLUMNS}
     problems: list[Diagnostic] = []
     tables: dict[str, pd.DataFrame] = {}
     for name, path in paths.items():
         if path.name not in beside[name]:
             said = "this table is missing; all four belong together, as Parquet"
-            said += " (lore_lib.vertical.adapters.plain makes them of other files)" if beside[name] else ""
+            said += "; files of another form are named in the section 'tables'" if beside[name] else ""
             problems.append(Diagnostic(str(path), 1, name, ", ".join(beside[name]), said))
             continue
         try:
@@ -130,7 +178,7 @@ def _nested_cells(table: pd.DataFrame, name: str, path: Path) -> Iterator[Diagno
 
 def _placed(said: str, tables: dict[str, pd.DataFrame], paths: dict[str, Path]) -> Diagnostic:
     """A problem of the tables, with the row of the first key that it names."""
-    from lore_lib.vertical.tables import KEYS
+    from lore_lib.vertical.contract import KEYS
 
     name, _, message = said.partition(": ")
     row = 0

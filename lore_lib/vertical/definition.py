@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from lore_lib.artifacts import project_root
 from lore_lib.errors import DataError, nearest
 from lore_lib.vertical.kinds import JOIN, RGB, Dimension, Family, Limit, Set, Taxonomy
-from lore_lib.vertical.rules import Engine, Rule, RuleBook, example_problems, universal_rules
+from lore_lib.vertical.mapping import OwnTables
+from lore_lib.vertical.rules import ANY, Engine, Gap, Rule, RuleBook, example_problems, universal_rules
 from lore_lib.vertical.schema import DIMENSIONS, INTENTS, Demand
 from lore_lib.vertical.source import Contradictions, Location, Problem, load
 
@@ -142,11 +143,14 @@ class Vertical(BaseModel):
     """What shoppers write -> what they mean."""
     world: WorldSpec | None = None
     """What the generated world draws; left out by a vertical that has tables of its own."""
+    tables: OwnTables | None = None
+    """Your own tables, used in place of the world: their files beside this one, with their own columns."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Vertical:
-        if problems := list(self._problems()):
-            raise Contradictions(problems)
+        ruled, complete = self._rule_problems()
+        if problems := [*self._problems(), *ruled]:
+            raise Contradictions(problems, complete)
         return self
 
     def _problems(self) -> Iterator[Problem]:
@@ -165,7 +169,6 @@ class Vertical(BaseModel):
                     said = f"a world needs dimension {need!r} of kind {kind.__name__.lower()!r}; add it"
                     yield Problem(("dimensions",), said)
             yield from _under(("world",), self.world.problems(self))
-        yield from self._rule_problems()
 
     def _word_problems(self) -> Iterator[Problem]:
         place: dict[str, str] = {}
@@ -193,22 +196,37 @@ class Vertical(BaseModel):
                     said = f"{demand.dimension} {demand.value!r} is unknown; {hint}"
                     yield Problem(("lexicon", surface, "means", demand.dimension), said)
 
-    def _rule_problems(self) -> Iterator[Problem]:
-        rows = list(RuleBook(self.rules).row_problems())
-        yield from _under(("rules",), rows)
-        if rows:
-            return
-        position = {rule.id: at for at, rule in enumerate(self.rules)}
-        gaps: list[Problem] = []
-        for (at, *field), message in self.rulebook.bound_problems():
-            own = position.get(self.rulebook.rules[int(at)].id)
-            gaps.append(Problem(("rules",) if own is None else ("rules", own, *field), message))
+    def _rule_problems(self) -> tuple[list[Problem], bool]:
+        """What is wrong with the rules, and whether all of it could be looked for.
+
+        A malformed rule or a gap holds back only what would follow from it: gaps and examples of relations
+        that the rule may be meant for, or that lie in the gap.
+        """
+        problems = list(_under(("rules",), RuleBook(self.rules).row_problems()))
+        ids = {self.rules[int(at)].id for (_, at, *_), _ in problems}
+        doubtful = RuleBook((*universal_rules().rules, *self.rules)).doubtful(ids)
         known = {name: dimension for name, dimension in self.dimensions.items() if name in DIMENSIONS}
-        gaps += _under(("dimensions",), self.rulebook.missing(known))
-        yield from gaps
-        if not gaps:
-            for at, rule in enumerate(self.rules):
-                yield from _under(("rules", at), example_problems(self, rule))
+        gaps = [gap for gap in self._gaps(known) if not doubtful(*gap.key[:2])]
+        open_keys = {gap.key[:2] for gap in gaps}
+
+        def unsettled(dimension: str, relation: str) -> bool:
+            here = dimension in known or dimension == ANY
+            return not here or (dimension, relation) in open_keys or doubtful(dimension, relation)
+
+        complete = not problems and not gaps
+        problems += [gap.problem for gap in gaps]
+        for at, rule in enumerate(self.rules):
+            if rule.id not in ids:
+                problems += _under(("rules", at), example_problems(self, rule, unsettled))
+        return problems, complete
+
+    def _gaps(self, dimensions: Mapping[str, Dimension]) -> Iterator[Gap]:
+        position = {rule.id: at for at, rule in enumerate(self.rules)}
+        for key, ((at, *field), message) in self.rulebook.bounds():
+            own = position.get(self.rulebook.rules[int(at)].id)
+            yield Gap(key, Problem(("rules",) if own is None else ("rules", own, *field), message))
+        for key, (path, message) in self.rulebook.missing(dimensions):
+            yield Gap(key, Problem(("dimensions", *path), message))
 
     @functools.cached_property
     def rulebook(self) -> RuleBook:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
@@ -18,7 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, RootModel, m
 
 from lore_lib.artifacts import project_root
 from lore_lib.errors import DataError, nearest
-from lore_lib.vertical.kinds import NEGATED_RELATIONS, NOT_STATED, RELATIONS, Dimension
+from lore_lib.vertical.kinds import NEGATED_RELATIONS, NOT_STATED, RELATIONS, Dimension, Relation
 from lore_lib.vertical.schema import DIMENSIONS, Attributes, Demand, Verdict
 from lore_lib.vertical.source import Contradictions, Problem, load
 
@@ -109,9 +109,23 @@ class Rule(BaseModel):
         if self.negated and not general and self.level < 3:
             yield Problem(("level",), "only a met demand breaks its negation; give 3 or 4")
 
+    def may_mean(self, dimension: str, relation: str) -> bool:
+        """Whether it could be meant for this relation: a word that is unknown may stand for any."""
+        general = self.dimension == ANY
+        known = NEGATED_RELATIONS if general else RELATIONS
+        there = self.dimension == dimension or not (general or self.dimension in DIMENSIONS)
+        return there and (relation in self.when or any(name not in known for name in self.when))
+
 
 Key = tuple[str, str, bool]
 """Dimension, relation, negated: what a rule is looked up by."""
+
+
+class Gap(NamedTuple):
+    """A relation for which a book does not name exactly one rule, and what to say of it."""
+
+    key: Key
+    problem: Problem
 
 
 @dataclass(frozen=True)
@@ -159,27 +173,36 @@ class RuleBook:
             for path, message in rule.problems():
                 yield Problem((at, *path), f"rule {rule.id!r}: {message}")
 
-    def bound_problems(self) -> Iterator[Problem]:
+    def doubtful(self, ids: Container[str]) -> Callable[[str, str], bool]:
+        """Whether a relation of a dimension is one that a rule of these ids may be meant for."""
+        rules = [rule for rule in self.rules if rule.id in ids]
+        return lambda dimension, relation: any(rule.may_mean(dimension, relation) for rule in rules)
+
+    def bounds(self) -> Iterator[Gap]:
         """Relations whose bounds leave a gap or overlap; paths begin at the position of one of the rules."""
-        for (dimension, relation, negated), rows in self._rows.items():
+        for key, rows in self._rows.items():
+            dimension, relation, negated = key
             what = f"{dimension} {'not ' if negated else ''}{relation!r}"
             where = (max(self.rules.index(rule) for rule in rows), "when")
             rest = [rule.id for rule in rows if not rule.bounded]
             if len(rest) != 1:
                 said = f"{len(rest)} rules without a bound for {what} ({', '.join(rest) or 'none'})"
-                yield Problem(where, f"{said}; there must be exactly one, which takes the rest")
+                yield Gap(key, Problem(where, f"{said}; there must be exactly one, which takes the rest"))
             bounds = [(rule.at_most, rule.at_least) for rule in rows if rule.bounded]
             if len({most is None for most, _ in bounds}) > 1 or len(set(bounds)) < len(bounds):
                 ids = ", ".join(rule.id for rule in rows if rule.bounded)
-                yield Problem(where, f"the bounds for {what} overlap ({ids}); use one side, each number once")
+                said = f"the bounds for {what} overlap ({ids}); use one side, each number once"
+                yield Gap(key, Problem(where, said))
 
-    def missing(self, dimensions: Mapping[str, Dimension]) -> Iterator[Problem]:
+    def missing(self, dimensions: Mapping[str, Dimension]) -> Iterator[Gap]:
         """Relations that a dimension's kind makes possible and no rule covers; paths begin at its name."""
         for name, dimension in dimensions.items():
             for relation in sorted(dimension.possible()):
-                if (name, relation, False) not in self._rows:
+                key = (name, relation, False)
+                if key not in self._rows:
                     said = f"no rule for {name} {relation!r} ({RELATIONS[relation]}), which kind"
-                    yield Problem((name, "kind"), f"{said} {dimension.kind!r} makes possible; add one")
+                    said += f" {dimension.kind!r} makes possible; add one"
+                    yield Gap(key, Problem((name, "kind"), said))
 
 
 def _tightest_first(rule: Rule) -> float:
@@ -194,7 +217,10 @@ class _RuleFile(RootModel[tuple[Rule, ...]]):
     @model_validator(mode="after")
     def _consistent(self) -> _RuleFile:
         book = RuleBook(self.root)
-        if problems := [*book.row_problems(), *book.bound_problems()]:
+        problems = list(book.row_problems())
+        doubtful = book.doubtful({self.root[int(at)].id for (at, *_), _ in problems})
+        problems += [problem for (*on, _), problem in book.bounds() if not doubtful(*on)]
+        if problems:
             raise Contradictions(problems)
         return self
 
@@ -264,15 +290,27 @@ class Engine:
             raise DataError(f"no rule for dimension {dimension!r} in {self._name}; rules exist for {known}")
         return self._dimensions[dimension]
 
-    def _verdict(self, demand: Demand, found: str, share: str | None, industry_rules: bool) -> Verdict:
+    def relation(self, demand: Demand, found: str, share: str | None) -> Relation:
+        """How what is found relates to what is demanded.
+
+        Raises:
+            DataError: a dimension that the vertical does not have.
+        """
         kind = self._kind(demand.dimension)
-        told = share is not None and share.isdecimal() and kind.shared
-        relation = kind.relation(demand.value, found, float(share) if told and share else 100.0)
+        return kind.relation(demand.value, found, float(share) if share and _told(kind, share) else 100.0)
+
+    def _verdict(self, demand: Demand, found: str, share: str | None, industry_rules: bool) -> Verdict:
+        kind, relation = self._kind(demand.dimension), self.relation(demand, found, share)
         rule = self._book.fired(demand.dimension, *relation, demand.negated, industry_rules)
         asked = f"not {demand.value}" if demand.negated else demand.value
-        shown = f"{found} {share}" if told and kind.tells_share(found) and not demand.negated else found
+        tells = _told(kind, share) and kind.tells_share(found) and not demand.negated
+        shown = f"{found} {share}" if tells else found
         level = rule.at(industry_rules)
         return Verdict(demand.dimension, asked, shown, relation.name, level, rule.id, rule.reason)
+
+
+def _told(kind: Dimension, share: str | None) -> bool:
+    return share is not None and share.isdecimal() and kind.shared
 
 
 def share_key(dimension: str) -> str:
@@ -311,8 +349,17 @@ def verdict(vertical: Vertical, demand: Demand, item: Attributes, industry_rules
     return vertical.engine.verdict(demand, found, share, industry_rules)
 
 
-def example_problems(vertical: Vertical, rule: Rule) -> Iterator[Problem]:
-    """Run a rule's worked examples; paths begin at the rule."""
+def example_problems(
+    vertical: Vertical, rule: Rule, unsettled: Callable[[str, str], bool] | None = None
+) -> Iterator[Problem]:
+    """Run a rule's worked examples; paths begin at the rule.
+
+    Args:
+        vertical: the vocabulary, and the rules that decide.
+        rule: one of them.
+        unsettled: tells relations of a dimension that no single rule decides yet; examples that come to one
+            are passed over.
+    """
     for at, example in enumerate(rule.examples):
         where = ("examples", at)
         dimension = example.dimension or rule.dimension
@@ -326,7 +373,20 @@ def example_problems(vertical: Vertical, rule: Rule) -> Iterator[Problem]:
             yield Problem(where, f"rule {rule.id!r}: unknown {dimension} {example.asked!r}; {hint}")
             continue
         item = {} if example.found is None else kind.attributes(dimension, example.found)
-        step = verdict(vertical, Demand(dimension, example.asked, example.asked, rule.negated), item)
+        demand = Demand(dimension, example.asked, example.asked, rule.negated)
+        if unsettled and _meets(vertical, demand, item, unsettled):
+            continue
+        step = verdict(vertical, demand, item)
         if step.rule != rule.id:
             said = f"asked {example.asked!r}, found {step.found!r} fires {step.rule!r} (level {step.level})"
             yield Problem(where, f"rule {rule.id!r}: {said} instead; correct the example or the rule")
+
+
+def _meets(
+    vertical: Vertical, demand: Demand, item: Attributes, unsettled: Callable[[str, str], bool]
+) -> bool:
+    """Whether the verdict would rest on a relation that is unsettled."""
+    found, share = item.get(demand.dimension, NOT_STATED), item.get(share_key(demand.dimension))
+    relation = vertical.engine.relation(demand, found, share).name
+    general = demand.negated and any(unsettled(ANY, name) for name in NEGATED_RELATIONS)
+    return general or unsettled(demand.dimension, relation)

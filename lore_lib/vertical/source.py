@@ -61,10 +61,15 @@ class Problem(NamedTuple):
 
 
 class Contradictions(ValueError):
-    """Raised by a model's own validator for values that are well-formed and do not fit together."""
+    """Raised by a model's own validator for values that are well-formed and do not fit together.
 
-    def __init__(self, problems: Iterable[Problem]) -> None:
-        self.problems = list(problems)
+    Args:
+        problems: all that was found.
+        complete: False where something wrong kept the validator from looking at the rest.
+    """
+
+    def __init__(self, problems: Iterable[Problem], complete: bool = True) -> None:
+        self.problems, self.complete = list(problems), complete
         super().__init__("; ".join(f"{_dotted(path)}: {message}" for path, message in self.problems))
 
 
@@ -259,6 +264,7 @@ def check(path: Path, model: type[M]) -> Checked[M]:
                 sure = [p for p in told if not own or _is_sure(p, words, stand_ins)]
                 problems.update(sure)
                 complete &= len(sure) == len(told)
+                complete &= not own or getattr(detail["ctx"]["error"], "complete", True)
                 if missing and not node.path and (stand_in := _stand_in(model, at)):
                     root.value[at[0]] = stand_in
                     stand_ins.add(str(at[0]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lore_lib.artifacts import explain_disk, make_folder, put_in_place
-from lore_lib.errors import DataError
+from lore_lib.errors import ArtifactError, DataError
 from lore_lib.vertical.definition import Vertical
 from lore_lib.vertical.world import world_rows
 
@@ -49,31 +50,39 @@ def stream_tables(
     seed: int,
     pairs_per_query: int = 4,
     clicked_per_query: int = 2,
+    label_noise: float = 0.0,
     rows_in_memory: int = 10_000,
+    watch: Callable[[int], object] = lambda items: None,
 ) -> dict[str, int]:
     """Write ``items``, ``queries``, ``pairs`` and ``clicks`` as Parquet files, in bounded memory.
 
     The rows are those of :func:`lore_lib.vertical.world.generate_tables` for the same sizes. Files are
-    written into a hidden folder beside their place and moved when all are whole, ``pairs.parquet`` last.
+    written into a hidden folder beside their place and moved when all are whole, ``pairs.parquet`` last; an
+    interrupted run leaves nothing.
     Beside the buffers, about 100 bytes per query stay in memory, so that no query is asked twice.
 
     Args:
         vertical: the vertical.
-        folder: where the files go; files of the same names are replaced.
+        folder: where the files go; it must hold none of them yet.
         items: at least so many; whole queries are made.
         seed: root seed.
         pairs_per_query: judged items per query.
         clicked_per_query: further fully matching items per query that only the click log knows.
+        label_noise: share of the train pairs, 0 to 1, whose label is replaced by a neighbouring one.
         rows_in_memory: rows of a table that are buffered, then written as one row group.
+        watch: told at each query, and at the end, how many items are made.
 
     Returns:
         Rows written per table.
 
     Raises:
-        DataError: fewer items than one query per split needs.
-        ArtifactError: the disk is full or the folder cannot be written.
+        DataError: fewer items than one query per split needs, or more queries than the vertical has.
+        ArtifactError: a table is there already, the disk is full or the folder cannot be written.
     """
     sizes = split_queries(items, pairs_per_query + clicked_per_query)
+    if there := [file.name for name in SCHEMAS if (file := folder / f"{name}.parquet").exists()]:
+        said = f"{folder} holds {', '.join(there)} already and is left as it is"
+        raise ArtifactError(f"{said}; choose another folder, or remove these files")
     written = dict.fromkeys(SCHEMAS, 0)
     make_folder(folder)
     with explain_disk(folder), tempfile.TemporaryDirectory(prefix=".stream-", dir=folder) as scratch:
@@ -89,12 +98,16 @@ def stream_tables(
                 written[name] += len(buffers[name])
                 buffers[name].clear()
 
-            for name, row in world_rows(vertical, sizes, pairs_per_query, clicked_per_query, seed):
+            rows = world_rows(vertical, sizes, pairs_per_query, clicked_per_query, seed, label_noise)
+            for name, row in rows:
                 buffers[name].append(row)
+                if name == "queries":
+                    watch(written["items"] + len(buffers["items"]))
                 if len(buffers[name]) == rows_in_memory:
                     flush(name)
             for name in SCHEMAS:
                 flush(name)
+            watch(written["items"])
         for name in SCHEMAS:
             put_in_place(Path(scratch) / f"{name}.parquet", folder / f"{name}.parquet")
     return written

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import math
+from bisect import bisect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -24,13 +26,16 @@ from lore_lib.vertical.picture import render_picture
 from lore_lib.vertical.rules import Judgement, judge, share_key, verdict
 from lore_lib.vertical.schema import Demand, dump_demands
 
+Value = TypeVar("Value")
+
 OMITTED, MISSTATED = 0.30, 0.10
 """Shares of items whose CPV leaves the color out, and states a wrong one."""
 
-_NOTHING: frozenset[str] = frozenset()
-
 ATTRACTION = {"L4": 12.0, "L3": 4.0, "L2": 0.5, "L1": 0.05}
 """Mean number of clicks on an item of each label."""
+
+VAIN_DRAWS = 10_000
+"""Queries drawn in a row without a new one, after which a split counts as exhausted."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,14 @@ class Item:
     selling_points: str
 
 
+class _Menu(NamedTuple):
+    """What a query may say of one dimension, negations aside: plain values, their bounds, nicknames."""
+
+    values: list[str]
+    bounds: list[float]
+    nicknames: list[str]
+
+
 @dataclass
 class World:
     """A generator of queries and items for one vertical.
@@ -75,11 +88,16 @@ class World:
     vertical: Vertical
     _candidates: dict[tuple[tuple[Demand, ...], int], list[dict[str, str]]] = field(default_factory=dict)
     _values: dict[str, list[dict[str, str]]] = field(default_factory=dict)
+    _menus: dict[tuple[str, frozenset[str] | None], _Menu] = field(default_factory=dict)
+    _true_points: dict[tuple[str, str], list[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.vertical.world is None:
             raise DataError(f"vertical {self.vertical.name!r} has no section 'world' and no tables; give one")
         self.spec: WorldSpec = self.vertical.world
+        self._asks = np.array(list(self.spec.asks)), np.array(list(self.spec.asks.values()))
+        self._groups = frozenset(self.vertical.taxonomy.groups)
+        self._only = {name: frozenset(groups) for name, groups in self.spec.only.items()}
         self._points = [
             (dimension, frozenset(value.split(JOIN)), f"{surface} ({value})")
             for surface, entry in self.vertical.lexicon.items()
@@ -95,12 +113,12 @@ class World:
                 Dimensions that no category has together are left out.
             slang: whether surfaces from the lexicon may appear.
         """
-        count = int(rng.choice([1, 2, 3], p=[0.3, 0.45, 0.25])) if extra is None else extra
-        names = rng.choice(list(self.spec.asks), size=count, replace=False, p=list(self.spec.asks.values()))
-        groups = set(self.vertical.taxonomy.groups)
+        count = 1 + bisect(_DEMAND_BOUNDS, rng.random()) if extra is None else extra
+        asked, shares = self._asks
+        groups = self._groups
         chosen = []
-        for name in map(str, names):
-            if fitting := groups & set(self.spec.only.get(name, groups)):
+        for name in rng.choice(asked, size=count, replace=False, p=shares).tolist():
+            if fitting := groups & self._only.get(name, groups):
                 groups = fitting
                 chosen.append(name)
         demands = [*self.draw_demands("category", rng, slang, groups)]
@@ -110,7 +128,11 @@ class World:
         return Query(self._text(demands, question, rng), self._intent(demands, question), tuple(demands))
 
     def draw_demands(
-        self, dimension: str, rng: np.random.Generator, slang: bool = True, groups: set[str] | None = None
+        self,
+        dimension: str,
+        rng: np.random.Generator,
+        slang: bool = True,
+        groups: frozenset[str] | None = None,
     ) -> tuple[Demand, ...]:
         """Draw what a query says of one dimension: a plain value, a negation, or slang, which may be worth
         several demands.
@@ -121,23 +143,29 @@ class World:
             slang: whether surfaces from the lexicon may appear.
             groups: for the category, the groups to draw from; None for all.
         """
-        kind, spec = self.vertical.dimensions[dimension], self.spec
+        spec = self.spec
         if dimension in spec.negations and rng.random() < spec.negated_share:
-            value = str(rng.choice(kind.negatable()))
+            value = _pick(self.vertical.dimensions[dimension].negatable(), rng)
             return (Demand(dimension, value, spec.negations[dimension].replace("{}", value), True),)
-        values = [v for v in kind.demands() if groups is None or self.vertical.group_of[v] in groups]
-        nicknames = [
-            s
-            for s, entry in self.vertical.lexicon.items()
-            if dimension in entry.means and (groups is None or entry.means[dimension] in values)
-        ]
-        if slang and nicknames and rng.random() < spec.slang_share:
-            surface = str(rng.choice(nicknames))
+        menu = self._menu(dimension, groups)
+        if slang and menu.nicknames and rng.random() < spec.slang_share:
+            surface = _pick(menu.nicknames, rng)
             return self.vertical.lexicon[surface].demands(surface)
-        emphasis = spec.weights.get(dimension, {})
-        weights = np.array([emphasis.get(v, 1.0) for v in values])
-        value = str(rng.choice(values, p=weights / weights.sum()))
+        value = menu.values[bisect(menu.bounds, rng.random())]
         return (Demand(dimension, value, value),)
+
+    def _menu(self, dimension: str, groups: frozenset[str] | None) -> _Menu:
+        if (dimension, groups) not in self._menus:
+            kind, emphasis = self.vertical.dimensions[dimension], self.spec.weights.get(dimension, {})
+            values = [v for v in kind.demands() if groups is None or self.vertical.group_of[v] in groups]
+            nicknames = [
+                s
+                for s, entry in self.vertical.lexicon.items()
+                if dimension in entry.means and (groups is None or entry.means[dimension] in values)
+            ]
+            bounds = _bounds([emphasis.get(v, 1.0) for v in values])
+            self._menus[dimension, groups] = _Menu(values, bounds, nicknames)
+        return self._menus[dimension, groups]
 
     def _intent(self, demands: list[Demand], question: bool) -> str:
         if any(d.negated for d in demands):
@@ -175,8 +203,9 @@ class World:
         truth = self._background(rng)
         for name, asked in demands.items():
             options = self.options(asked, levels[name]) or self.options(asked, 4)
-            values = options[int(rng.integers(len(options)))]
-            truth = {k: v for k, v in truth.items() if k not in (name, share_key(name))} | values
+            truth.pop(name, None)
+            truth.pop(share_key(name), None)
+            truth |= _pick(options, rng)
         group = self.vertical.group_of[truth["category"]]
         lacking = [
             n for n, only in self.spec.only.items() if group not in only and n not in self.vertical.pictured
@@ -212,8 +241,7 @@ class World:
     def _background(self, rng: np.random.Generator) -> dict[str, str]:
         attributes: dict[str, str] = {}
         for dimension in self.vertical.dimensions:
-            options = self._attribute_values(dimension)
-            attributes |= options[int(rng.integers(len(options)))]
+            attributes |= _pick(self._attribute_values(dimension), rng)
         return attributes
 
     def _describe(self, truth: dict[str, str], rng: np.random.Generator) -> Item:
@@ -225,19 +253,49 @@ class World:
         }
         draw = rng.random()
         if draw < MISSTATED:
-            cpv[COLOR] = str(rng.choice([s for s in shades if s != truth[COLOR]]))
+            cpv[COLOR] = _pick([s for s in shades if s != truth[COLOR]], rng)
         elif draw > MISSTATED + OMITTED:
             cpv[COLOR] = truth[COLOR]
-        words = [truth.get("brand", ""), str(rng.choice(spec.hype))]
+        words = [truth.get("brand", ""), _pick(spec.hype, rng)]
         words += [cpv.get(COLOR, "")] if rng.random() < 0.4 else []
         title = " ".join(word for word in (*words, truth["category"]) if word)
-        held = {name: frozenset(value.split(JOIN)) for name, value in truth.items()}
-        true = [point for name, values, point in self._points if values <= held.get(name, _NOTHING)]
-        points = "; ".join(point for point in true if rng.random() < 0.7)
+        true = sorted(at for stated in truth.items() for at in self._points_of(stated))
+        points = "; ".join(self._points[at][2] for at in true if rng.random() < 0.7)
         official = "brand" in truth and rng.random() < 0.3
-        shop = f"{truth['brand']} official" if official else str(rng.choice(spec.shops))
+        shop = f"{truth['brand']} official" if official else _pick(spec.shops, rng)
         group = self.vertical.group_of[truth["category"]]
         return Item(truth, title, cpv, spec.variants.get(group, spec.variants.get("", "")), shop, points)
+
+    def _points_of(self, stated: tuple[str, str]) -> list[int]:
+        """Positions in the lexicon of the nicknames that are true of a dimension's value."""
+        if stated not in self._true_points:
+            held = set(stated[1].split(JOIN))
+            self._true_points[stated] = [
+                at
+                for at, (name, values, _) in enumerate(self._points)
+                if name == stated[0] and values <= held
+            ]
+        return self._true_points[stated]
+
+
+def _pick(options: Sequence[Value], rng: np.random.Generator) -> Value:
+    """One of them, as likely as any other; draws what ``rng.choice`` would."""
+    return options[int(rng.integers(len(options)))]
+
+
+def _bounds(weights: Iterable[float]) -> list[float]:
+    """Upper ends of adjoining shares of [0, 1): ``bisect(bounds, rng.random())`` draws an index by weight.
+
+    They are computed as ``rng.choice`` does, so the same index is drawn.
+    """
+    shares = np.array([*weights])
+    ends = (shares / shares.sum()).cumsum()
+    bounds: list[float] = (ends / ends[-1]).tolist()
+    return bounds
+
+
+_DEMAND_BOUNDS = _bounds([0.30, 0.45, 0.25])
+"""Of one, two and three demands beside the category."""
 
 
 def pair_kind(vertical: Vertical, query: Query, item: Item, gold: Judgement) -> str:
@@ -263,6 +321,7 @@ def generate_tables(
     pairs_per_query: int,
     clicked_per_query: int,
     seed: int,
+    label_noise: float = 0.0,
 ) -> dict[str, pd.DataFrame]:
     """Make the tables ``items``, ``queries``, ``pairs`` and ``clicks``.
 
@@ -275,12 +334,18 @@ def generate_tables(
         pairs_per_query: judged items per query.
         clicked_per_query: further fully matching items per query that only the click log knows.
         seed: root seed.
+        label_noise: share of the train pairs, 0 to 1, whose label :func:`misjudge` replaces; nothing else
+            changes, and what a smaller share replaces, a larger one replaces by the same label.
 
     Returns:
         Frames with the columns of ``data/README.md``.
+
+    Raises:
+        DataError: the vertical has no section ``world``, or not as many different queries.
     """
     tables: dict[str, list[dict[str, Any]]] = {"items": [], "queries": [], "pairs": [], "clicks": []}
-    for name, row in world_rows(vertical, queries_per_split, pairs_per_query, clicked_per_query, seed):
+    rows = world_rows(vertical, queries_per_split, pairs_per_query, clicked_per_query, seed, label_noise)
+    for name, row in rows:
         tables[name].append(row)
     return {name: pd.DataFrame(rows) for name, rows in tables.items()}
 
@@ -291,32 +356,38 @@ def world_rows(
     pairs_per_query: int,
     clicked_per_query: int,
     seed: int,
+    label_noise: float = 0.0,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of :func:`generate_tables` one by one, each with the name of its table.
 
     Of what was made, only the texts of a split's queries are kept in memory (against repetition).
     """
-    world = World(vertical)
+    world, noise = World(vertical), generator(seed, "label noise", vertical.name)
     for split, count in queries_per_split.items():
         rng = generator(seed, "world", vertical.name, split)
         for index, query in enumerate(_distinct_queries(world, split, count, rng)):
             query_id = f"{split}-q{index:05d}"
-            frequency = int(np.ceil(20_000 / (index + 3)))
+            frequency = math.ceil(20_000 / (index + 3))
             yield "queries", {
                 "query_id": query_id, "query": query.text, "intent": query.intent, "frequency": frequency,
                 "demands": dump_demands(query.demands), "split": split,
             }  # fmt: skip
-            levels = [*(1 + (index + np.arange(pairs_per_query)) % 4), *[4] * clicked_per_query]
+            levels = [1 + (index + n) % 4 for n in range(pairs_per_query)] + [4] * clicked_per_query
             for position, level in enumerate(levels):
-                item = world.draw_item(query, int(level), rng)
+                item = world.draw_item(query, level, rng)
                 item_id = f"{split}-i{index:05d}-{position}"
                 gold = judge(vertical, query.demands, item.truth)
                 yield "items", _item_row(world, item_id, item)
                 if position < pairs_per_query:
+                    label, mismatch = gold.label, gold.mismatch
+                    if split == "train":
+                        chance, lean = noise.random(2)
+                        if chance < label_noise:
+                            label, mismatch = misjudge(gold, lean)
                     yield "pairs", {
                         "pair_id": f"{split}-p{index:05d}-{position}",
                         "query_id": query_id, "item_id": item_id,
-                        "label": gold.label, "mismatch": gold.mismatch,
+                        "label": label, "mismatch": mismatch,
                         "path": json.dumps([vars(step) for step in gold.path]),
                         "kind": pair_kind(vertical, query, item, gold), "split": split,
                     }  # fmt: skip
@@ -327,11 +398,34 @@ def world_rows(
 
 def _distinct_queries(world: World, split: str, count: int, rng: np.random.Generator) -> Iterator[Query]:
     seen: set[str] = set()
+    vain = 0
     while len(seen) < count:
         query = world.draw_query(rng)
         if query.split == split and query.text not in seen:
+            vain = 0
             seen.add(query.text)
             yield query
+        elif (vain := vain + 1) == VAIN_DRAWS:
+            said = f"{world.vertical.name!r} ran out of {split} queries: {len(seen)} of {count} found"
+            raise DataError(f"vertical {said}; ask for fewer, or give it more values or dimensions")
+
+
+def misjudge(gold: Judgement, lean: float) -> tuple[str, str]:
+    """Label and mismatch by an annotator who is one level too strict or too lenient.
+
+    A full match becomes L3 and an unrelated category L2. L3 becomes L2 or L4; L2 becomes L3 and, where the
+    category failed, perhaps L1, which no other conflict is taken for. The mismatch of a new L2 is the
+    dimension that decided the gold label.
+
+    Args:
+        gold: the judgement by the rules.
+        lean: in [0, 1); where two levels are possible, less than a half is strict.
+    """
+    decided = min(gold.path, key=lambda step: step.level)
+    lowest = 1 if decided.dimension == "category" else 2
+    near = [level for level in (decided.level - 1, decided.level + 1) if lowest <= level <= 4]
+    level = near[int(lean * len(near))]
+    return f"L{level}", decided.dimension if level == 2 else ""
 
 
 def item_texts(item: Item) -> dict[str, Any]:

@@ -109,6 +109,37 @@ def difference_figure(table: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
+def ladder_figure(table: pd.DataFrame, title: str, references: Mapping[str, float]) -> Figure:
+    """pass@1 by rung of a ladder of prompts, top to bottom, one series per group of pairs.
+
+    Args:
+        table: system (the rung), pairs (the group), value, low, high, n (pairs).
+        title: what is seen.
+        references: name -> score of a judge that needs no model, drawn as a line.
+    """
+    figure, axes = _canvas(title, grid="x")
+    systems = list(dict.fromkeys(table["system"]))
+    groups = list(table.groupby("pairs", sort=False))
+    for index, (offset, (group, rows)) in enumerate(zip(_offsets(len(groups)), groups, strict=True)):
+        axes.errorbar(
+            rows["value"],
+            [systems.index(system) + offset for system in rows["system"]],
+            xerr=_arms(rows),
+            fmt=MARKERS[index % len(MARKERS)],
+            color=PALETTE[index % len(PALETTE)],
+            capsize=3,
+            label=f"{group} pairs (n={rows['n'].max():,})",
+        )
+    for index, (name, score) in enumerate(references.items()):
+        axes.axvline(score, color=GREY, linestyle=_dash(index + 1), label=f"{name} ({score:.2f})")
+    axes.set_yticks(range(len(systems)), systems)
+    axes.set_ylim(len(systems) - 0.5, -0.5)
+    axes.set_xlim(0, 1.02)
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.set_xlabel("pass@1, 95 % interval over queries")
+    return _legend_right(figure, axes)
+
+
 def pass_at_k_curve(table: pd.DataFrame, title: str, labels: int = 4) -> Figure:
     """pass@k over k, one band per system, with the curve of uniform guessing.
 

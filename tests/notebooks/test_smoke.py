@@ -21,6 +21,9 @@ RANGES: dict[tuple[str, str], tuple[float, float]] = {
     ("01_features", "colour accuracy | pixels"): (0.99, 1),  # the pictures show the true colour
     ("01_features", "colour accuracy | seller's text"): (0.4, 0.8),  # the text often does not
     ("01_features", "share of pairs | plain"): (0.4, 0.75),
+    ("01_features", "prompt tokens, median | title, price (short)"): (20, 40),
+    ("01_features", "prompt tokens, median | + shop, selling_points (full)"): (50, 100),
+    ("01_features", "pass@1, all pairs | + picture (mid)"): (0, 0.9),  # hardly tuned: more would be a leak
     ("02_cot_synthesis", "teacher accuracy | naive"): (0.3, 0.75),
     ("02_cot_synthesis", "teacher accuracy | progressive"): (0.98, 1),  # all evidence, all rules
     ("02_cot_synthesis", "kept share | progressive"): (0.9, 1),

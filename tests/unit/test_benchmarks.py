@@ -5,7 +5,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
+
+from lore_lib.artifacts import read_parquet
+from lore_lib.sampling.engine import load_tokenizer
+from lore_lib.vertical.definition import Vertical
 
 
 def test_make_bench_runs_every_benchmark(root: Path) -> None:
@@ -28,3 +33,28 @@ def test_all_ways_of_judging_give_the_same_labels(root: Path, monkeypatch: pytes
         assert cold == warm == plain
         assert len(cold) == 20
         assert len(set(cold)) > 2
+
+
+def test_both_ways_of_generating_write_the_same_rows(
+    root: Path, vertical: Vertical, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    bench: Any = importlib.import_module("bench_generate")
+    for way in bench.WAYS:
+        bench.write(way, vertical, 60, tmp_path / way)
+    plain, streamed = (
+        [read_parquet(file) for file in sorted((tmp_path / way).iterdir())] for way in bench.WAYS
+    )
+    for one, other in zip(plain, streamed, strict=True):
+        pd.testing.assert_frame_equal(one, other[one.columns], check_dtype=False)
+
+
+def test_all_ways_of_tokenising_count_the_same_tokens(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    bench: Any = importlib.import_module("bench_tokenise")
+    monkeypatch.setattr(bench, "BATCH", 2)
+    tokenizer = load_tokenizer(str(root / "data" / "models" / "lore-nano"))
+    prompts = [f"query: dress {word}" for word in ("", "navy", "a rather longer one", "red", "€ 30")]
+    first, *others = (bench.count(way, prompts, tokenizer) for way in bench.WAYS)
+    assert len(set(first)) > 1
+    assert all(counted == first for counted in others)

@@ -6,8 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from lore_lib.artifacts import read_parquet
+from lore_lib.cli import commands
 from lore_lib.run.stage import open_stage
+from lore_lib.vertical import stream
 
 
 def lore(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -25,6 +29,7 @@ def lore(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["run", "--run", "../up"], 2, "not a folder name"),
         (["run", "--bogus"], 2, "No such option"),
         (["report", "--run", "none"], 1, "no run 'none'"),
+        (["generate", "--items", "18", "--out", "x", "--label-noise", "1.5"], 2, "less than or equal to 1"),
     ],
 )
 def test_a_mistake_is_explained_without_a_traceback(
@@ -40,7 +45,7 @@ def test_a_mistake_is_explained_without_a_traceback(
 def test_help_is_quick_to_read_and_names_every_command() -> None:
     result = lore("--help")
     assert result.returncode == 0
-    for command in ("run", "report", "doctor", "kernel"):
+    for command in ("run", "report", "doctor", "generate", "kernel"):
         assert command in result.stdout
 
 
@@ -61,6 +66,30 @@ def test_doctor_fails_when_a_check_does(kit: Any) -> None:
     assert result.returncode == 1
     assert "[OK]   python" in result.stdout
     assert "[FAIL] model" in result.stdout
+
+
+def test_generate_writes_the_tables_says_where_they_go_and_never_overwrites(tmp_path: Path) -> None:
+    command = ("generate", "--vertical", "beauty_care", "--items", "20", "--out", str(tmp_path / "a"))
+    result = lore(*command)
+    assert result.returncode == 0, result.stderr
+    assert "items 24, queries 4, " in result.stdout
+    assert f"{Path('data', 'verticals', 'beauty_care')}, then 'lore run --vertical" in result.stdout
+    assert len(read_parquet(tmp_path / "a" / "pairs.parquet")) == 16
+    again = lore(*command)
+    assert again.returncode == 1
+    assert "already and is left as it is; choose another folder" in again.stderr
+    assert "Traceback" not in again.stderr
+
+
+def test_ctrl_c_while_generating_leaves_no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args: object) -> object:
+        yield "clicks", {"query_id": "q", "item_id": "i", "clicks": 1}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stream, "world_rows", interrupted)
+    result = CliRunner().invoke(commands, ["generate", "--items", "18", "--out", str(tmp_path)])
+    assert result.exit_code == 130
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.notebook

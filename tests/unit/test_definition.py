@@ -170,7 +170,7 @@ CONTRADICTIONS: list[tuple[tuple[str | int, ...], Any, str, str]] = [
     (("lexicon", "mint"), {"intent": "DJ", "means": {"color": "olive"}}, "lexicon.mint",
      "'mint' is slang and a color"),
     (("world", "asks", "season"), 0.0, "world.asks.season", "unknown dimension 'season'"),
-    (("world", "asks", "color"), 0.5, "world.asks", "shares sum to 1.2, not to 1"),
+    (("world", "asks", "color"), 0.5, "world.asks", "shares sum to 1.23, not to 1"),
     (("world", "back", "price"), "under", "world.back.price", "no {} for the words of the demand"),
     (("world", "silhouettes", "bags"), [[1, 1]], "world.silhouettes.bags", "group 'bags' needs a silhouette"),
     (("world", "only"), {"style": ["topps"]},
@@ -254,3 +254,53 @@ def test_an_unknown_dimension_is_one_problem(fields: dict[str, Any], tmp_path: P
 
 def test_a_sound_vertical_has_no_problems(fields: dict[str, Any], tmp_path: Path) -> None:
     assert found(fields, tmp_path) == []
+
+
+def row(name: str, dimension: str, when: str, **more: Any) -> dict[str, Any]:
+    """A rule as the file has it."""
+    told = {"level": 3, "reason": "r", "examples": [{"asked": "40", "found": "41"}]}
+    return {"id": name, "dimension": dimension, "when": when} | told | more
+
+
+SEASON = {"kind": "limit", "limits": [3], "lowest": 1, "highest": 9}
+"""A kind for which no universal rule of the season exists: "over" and "within" have to be added."""
+
+
+def test_a_malformed_rule_holds_back_only_what_would_follow_from_it(
+    fields: dict[str, Any], tmp_path: Path
+) -> None:
+    fields["dimensions"]["season"] = SEASON
+    fields["rules"] = [
+        row("style.odd", "styel", "same"),  # may be meant for "same" of any dimension
+        row("season.over", "season", "ovr"),  # may be meant for any relation of the season
+        row("price.far", "price", "over", examples=[{"asked": "40", "found": "50"}]),
+        row("brand.same", "brand", "same", at_most=3, examples=[{"asked": "Aurelo", "found": "Aurelo"}]),
+        row("material.near", "material", "near", at_most=1, examples=[{"asked": "silk", "found": "linen"}]),
+    ]
+    assert found(fields, tmp_path) == [
+        ("rules[0].dimension", "rule 'style.odd': unknown dimension 'styel'; did you mean 'style'?"),
+        ("rules[1].when", "rule 'season.over': unknown relation 'ovr'; did you mean 'over'?"),
+        ("rules[2].when", "2 rules without a bound for price 'over' (price.over, price.far); "
+         "there must be exactly one, which takes the rest"),
+        ("rules[4].examples[0]", "rule 'material.near': asked 'silk', found 'linen' fires 'material.other' "
+         "(level 2) instead; correct the example or the rule"),
+    ]  # fmt: skip
+    assert not check(tmp_path / "vertical.yaml", Vertical).complete
+
+
+def test_a_missing_rule_does_not_hide_a_wrong_example(fields: dict[str, Any], tmp_path: Path) -> None:
+    fields["dimensions"]["season"] = SEASON
+    fields["rules"] = [
+        row("season.over", "season", "over", examples=[{"asked": "3", "found": "2"}, {"asked": "3"}])
+    ]
+    told = [(place, message.partition(" (")[0]) for place, message in found(fields, tmp_path)]
+    assert told == [
+        ("dimensions.season.kind", "no rule for season 'within'"),
+        ("rules[0].examples[1]", "rule 'season.over': asked '3', found 'none' fires 'season.not_stated'"),
+    ]
+
+
+def test_a_rule_that_stands_twice_is_one_problem(fields: dict[str, Any], tmp_path: Path) -> None:
+    fields["rules"] = [row("price.near", "price", "over", at_most=25, level=level) for level in (3, 4)]
+    (problem,) = found(fields, tmp_path)
+    assert problem == ("rules[1].id", "rule 'price.near' stands twice; rename or drop one")

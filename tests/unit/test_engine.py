@@ -42,12 +42,15 @@ def engine(tiny_model: Path) -> HfEngine:
 
 @pytest.fixture(scope="module")
 def wandering(tiny_model: Path) -> HfEngine:
-    """Small random weights repeat one token for ever; larger ones wander, and some chains come to an end."""
-    model = load_model(str(tiny_model))
+    """Small random weights repeat one token for ever; larger ones wander. The end token is made likelier
+    until some chains come to an end."""
+    engine = HfEngine(load_model(str(tiny_model)), load_tokenizer(str(tiny_model)))
     with torch.no_grad():
-        for weights in model.model.layers.parameters():
+        for weights in engine.model.model.layers.parameters():
             weights.mul_(8 if weights.ndim == 2 else 1)
-    return HfEngine(model, load_tokenizer(str(tiny_model)))
+        while {g.finish_reason for row in engine.generate(PROMPTS, GREEDY) for g in row} == {"length"}:
+            engine.model.model.embed_tokens.weight[engine.tokenizer.eos_token_id] *= 1.1
+    return engine
 
 
 def alone(engine: HfEngine, prompt: str, tokens: int) -> list[int]:

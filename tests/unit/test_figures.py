@@ -76,6 +76,13 @@ DIFFERENCES = pd.DataFrame(
         for name, value in (("a - b", 0.05), ("b - c", -0.05), ("c - d", 0.0), ("?", 0.2))
     ]
 )
+LADDER = pd.DataFrame(
+    [
+        {"system": rung, "pairs": pairs, "n": n, **interval(0.3 + 0.1 * place, nan=pairs == "visual")}
+        for pairs, n in (("all", 240), ("visual", 40))
+        for place, rung in enumerate(("title, price (short)", "+ cpv", "+ shop, selling_points (full)"))
+    ]
+)
 PAST = pd.Series(1000 // np.arange(1, 101), index=[f"q{i}" for i in range(100)])
 SPANS = pd.Series(["head"] * 5 + ["torso"] * 20 + ["tail"] * 75, index=PAST.index)
 LABELS = pd.DataFrame(
@@ -87,6 +94,9 @@ CONFUSION = np.array([[8, 1, 0, 0, 1], [2, 7, 1, 0, 0], [0, 0, 0, 0, 0], [0, 0, 
 DRAWN: dict[str, Callable[[], Figure]] = {
     "effects_figure": lambda: figures.effects_figure(EFFECTS, TITLE),
     "difference_figure": lambda: figures.difference_figure(DIFFERENCES, TITLE),
+    "ladder_figure": lambda: figures.ladder_figure(
+        LADDER, TITLE, {"uniform guessing": 0.25, "majority label": 0.3}
+    ),
     "pass_at_k_curve": lambda: figures.pass_at_k_curve(CURVES, TITLE),
     "strata_bars": lambda: figures.strata_bars(DIFFICULTY, TITLE),
     "subset_bars": lambda: figures.subset_bars(SUBSETS, TITLE, "macro-F1"),
@@ -152,6 +162,16 @@ def test_effects_show_values_intervals_and_chance() -> None:
     chance = [line.get_segments()[0][0][1] for line in axes.collections if len(line.get_segments()) == 1]
     assert chance == [0.25, 0.9]
     assert axes.containers[1].lines[0].get_ydata() == pytest.approx([0.5, 0.5, 0.5])
+
+
+def test_the_ladder_shows_values_pairs_and_what_needs_no_model() -> None:
+    (axes,) = figures.ladder_figure(LADDER, TITLE, {"majority label": 0.3}).axes
+    assert [list(bars.lines[0].get_xdata()) for bars in axes.containers] == [
+        pytest.approx([0.3, 0.4, 0.5])
+    ] * 2
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(dict.fromkeys(LADDER.system))
+    legend = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert set(legend) == {"all pairs (n=240)", "visual pairs (n=40)", "majority label (0.30)"}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Your own files: whatever stands in them, the tables keep their contract or one error lists all problems."""
 
 import base64
+import copy
 import csv
 import gzip
 import io
@@ -16,23 +17,29 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lore_lib.errors import DataError
+from lore_lib.vertical.adapters import plain
 from lore_lib.vertical.adapters.frames import normal_form, query_key, split_of
-from lore_lib.vertical.adapters.plain import read
 from lore_lib.vertical.adapters.rows import ReadReport, visible
-from lore_lib.vertical.tables import check_tables
+from lore_lib.vertical.contract import Tables, check_tables
+from lore_lib.vertical.mapping import OwnTables
 
-COLUMNS: dict[str, dict[str, Any]] = {
+OWN: dict[str, dict[str, Any]] = {
     "items": {
         "file": "products.csv",
-        "item_id": "sku",
-        "title": "name",
-        "price": "usd",
-        "cpv": ["brand", "color"],
+        "columns": {
+            "item_id": "sku",
+            "title": "name",
+            "price": "usd",
+            "cpv": {"brand": "brand", "color": "color"},
+        },
     },
-    "queries": {"file": "queries.csv", "query_id": "id", "query": "text"},
-    "pairs": {"file": "ratings.csv", "query_id": "id", "item_id": "sku", "label": "grade"},
+    "queries": {"file": "queries.csv", "columns": {"query_id": "id", "query": "text"}},
+    "pairs": {
+        "file": "ratings.csv",
+        "columns": {"query_id": "id", "item_id": "sku", "label": "grade"},
+        "labels": {"good": "L4", "bad": "L1", 3: "L3", "?": "skip"},
+    },
 }
-LABELS = {"good": "L4", "bad": "L1", "3": "L3"}
 PRODUCTS = "sku,name,usd,brand,color\n1,red lamp,12.99,Lumo,red\n2,mug,3,,blue\n"
 QUERIES = "id,text\nq1,lamp\nq2,cup\n"
 RATINGS = "id,sku,grade\nq1,1,good\nq1,2,bad\nq2,2,3\n"
@@ -51,20 +58,28 @@ def write(
 
 
 def mapped(**tables: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {name: COLUMNS[name] | tables.get(name, {}) for name in COLUMNS} | {
-        name: table for name, table in tables.items() if name not in COLUMNS
-    }
+    """``OWN`` with other columns, file or labels; None takes a column away."""
+    own = copy.deepcopy(OWN)
+    for name, changes in tables.items():
+        table = own.setdefault(name, {"columns": {}})
+        for key, value in changes.items():
+            (table if key in ("file", "labels") else table["columns"])[key] = value
+    return own
 
 
-def problems_of(folder: Path, columns: Any = COLUMNS, labels: Any = LABELS) -> str:
+def read(folder: Path, own: Any = OWN, report: ReadReport | None = None) -> Tables:
+    return plain.read(folder, OwnTables.model_validate(own), report=report)
+
+
+def problems_of(folder: Path, own: Any = OWN) -> str:
     with pytest.raises(DataError) as caught:
-        read(folder, columns, labels)
+        read(folder, own)
     assert str(caught.value).startswith(f"{folder}: ")
     return str(caught.value)
 
 
 def test_three_csv_files_become_the_tables(tmp_path: Path) -> None:
-    tables = read(write(tmp_path), COLUMNS, LABELS)
+    tables = read(write(tmp_path))
     assert tables["items"].set_index("item_id").price.to_dict() == {"1": 12.99, "2": 3.0}
     assert [json.loads(text) for text in tables["items"].cpv] == [
         {"brand": "Lumo", "color": "red"},
@@ -82,7 +97,7 @@ def test_encoding_and_delimiter_are_found(tmp_path: Path, encoding: str, delimit
         products = products.replace("rød, lámpa", '"rød, lámpa"')
     ratings = RATINGS.replace(",", delimiter)
     write(tmp_path, products, QUERIES.replace(",", delimiter), ratings, encoding)
-    assert read(tmp_path, COLUMNS, LABELS)["items"].title.tolist() == ["rød, lámpa", "mug"]
+    assert read(tmp_path)["items"].title.tolist() == ["rød, lámpa", "mug"]
 
 
 def test_json_lines_and_parquet_keep_their_types(tmp_path: Path) -> None:
@@ -98,15 +113,15 @@ def test_json_lines_and_parquet_keep_their_types(tmp_path: Path) -> None:
     columns = {
         "items": {
             "file": "products.jsonl.gz",
-            "item_id": "sku",
-            "title": "name",
-            "price": "usd",
-            "cpv": "cpv",
-            "skus": "skus",
+            "columns": {"item_id": "sku", "title": "name", "price": "usd", "cpv": "cpv", "skus": "skus"},
         },
-        "pairs": {"file": "r.parquet", "query": "text", "item_id": "sku", "label": "grade"},
+        "pairs": {
+            "file": "r.parquet",
+            "columns": {"query": "text", "item_id": "sku", "label": "grade"},
+            "labels": {"3": "L3"},
+        },
     }
-    tables = read(tmp_path, columns, LABELS)
+    tables = read(tmp_path, columns)
     assert tables["items"].cpv.tolist() == ['{"color": "red"}', "{}"]
     assert tables["items"].skus.tolist() == ['["S"]', "[]"]
     assert tables["queries"].query_id.tolist() == [query_key("lamp"), query_key("cup")]
@@ -143,7 +158,7 @@ def test_a_price_that_is_no_plain_number_is_refused_with_the_nearest_fix(
 def test_a_price_of_a_wrong_type_is_refused(tmp_path: Path, price: object) -> None:
     write(tmp_path)
     (tmp_path / "p.jsonl").write_text(json.dumps({"sku": "1", "name": "lamp", "usd": price}) + "\n")
-    columns = mapped(items={"file": "p.jsonl", "cpv": []})
+    columns = mapped(items={"file": "p.jsonl", "cpv": None})
     assert "p.jsonl:1: field 'usd' is " in problems_of(tmp_path, columns)
 
 
@@ -165,7 +180,7 @@ def test_every_problem_of_every_file_is_listed_in_one_pass(tmp_path: Path) -> No
         "queries.csv:5: field 'text' is '\\u200b'; every row needs it",
         "ratings.csv:5: field 'id' is 'q9', which queries do not have",
         "ratings.csv:6: field 'sku' is '9', which items do not have",
-        "ratings.csv:7: field 'grade' is 'god', no known grade; did you mean 'good'?",
+        "ratings.csv:7: field 'grade' is 'god', no known grade; known: 'good', 'bad', '3', '?'; add it",
         "ratings.csv:8: field 'sku' makes the same pair as row 2",
     ):
         assert says in text
@@ -175,7 +190,7 @@ def test_a_flood_of_one_problem_does_not_hide_the_others(tmp_path: Path) -> None
     rows = "".join(f"{number},x,free,,\n" for number in range(3, 1003))
     text = problems_of(write(tmp_path, PRODUCTS + rows, ratings=RATINGS + "q1,1,what\n"))
     assert "1002 problems" in text
-    assert "products.csv: 980 more of field 'usd'" in text
+    assert "products.csv:23: field 'usd' is wrong in 980 more rows" in text
     assert "field 'grade' is 'what'" in text
     assert len(text) < 4000
 
@@ -224,15 +239,14 @@ def test_a_file_that_is_no_table_says_so(tmp_path: Path, data: bytes, says: str)
 def test_a_wrong_json_line_is_named(tmp_path: Path, line: str, says: str) -> None:
     write(tmp_path)
     (tmp_path / "p.jsonl").write_text(f'{{"sku": 1, "name": "lamp", "cpv": {{}}}}\n{line}\n')
-    columns = mapped(items={"file": "p.jsonl", "cpv": "cpv"})
-    del columns["items"]["price"]
+    columns = mapped(items={"file": "p.jsonl", "cpv": "cpv", "price": None})
     assert says in problems_of(tmp_path, columns)
 
 
 def test_long_titles_are_cut_and_counted(tmp_path: Path) -> None:
     write(tmp_path, PRODUCTS.replace("red lamp", "x" * 2**20))
     report = ReadReport()
-    assert read(tmp_path, COLUMNS, LABELS, report=report)["items"].title.map(len).tolist() == [2000, 3]
+    assert read(tmp_path, report=report)["items"].title.map(len).tolist() == [2000, 3]
     assert report.counts == {"name cut to 2000 characters": 1}
     assert str(report) == "1 x name cut to 2000 characters (products.csv:2)"
     assert report.table().to_dict("records") == [
@@ -243,7 +257,7 @@ def test_long_titles_are_cut_and_counted(tmp_path: Path) -> None:
 def test_zero_width_and_right_to_left_characters_stay_and_count_for_nothing(tmp_path: Path) -> None:
     title = "\u200bred\u200d \u202elamp\u202c שלום"
     report = ReadReport()
-    tables = read(write(tmp_path, PRODUCTS.replace("red lamp", title)), COLUMNS, LABELS, report=report)
+    tables = read(write(tmp_path, PRODUCTS.replace("red lamp", title)), report=report)
     assert tables["items"].title[0] == title
     assert report.counts == {}
     assert split_of("la\u200bmp") == split_of("lamp")
@@ -257,7 +271,7 @@ def test_pictures_come_as_path_or_base64_and_broken_ones_are_counted(tmp_path: P
     rows = f"1,a,1,,,lamp.png\n2,b,1,,,{text}\n3,c,1,,,\n4,d,1,,,gone.png\n5,e,1,,,{text[:40]}\n"
     write(tmp_path, f"sku,name,usd,brand,color,photo\n{rows}")
     report = ReadReport()
-    items = read(tmp_path, mapped(items={"picture": "photo"}), LABELS, report=report)["items"]
+    items = read(tmp_path, mapped(items={"picture": "photo"}), report=report)["items"]
     assert [len(data) > 0 for data in items.picture] == [True, True, False, False, False]
     assert report.counts == {
         "no picture": 1,
@@ -269,7 +283,7 @@ def test_pictures_come_as_path_or_base64_and_broken_ones_are_counted(tmp_path: P
 def test_given_splits_are_kept_and_no_query_stands_in_two(tmp_path: Path) -> None:
     columns = mapped(queries={"split": "part"})
     write(tmp_path, queries="id,text,part\nq1,lamp,test\nq2,cup,train\n")
-    assert read(tmp_path, columns, LABELS)["pairs"].split.tolist() == ["test", "test", "train"]
+    assert read(tmp_path, columns)["pairs"].split.tolist() == ["test", "test", "train"]
     write(tmp_path, queries="id,text,part\nq1,lamp,test\nq2,LAMPS,train\nq3,mug,valid\n")
     text = problems_of(tmp_path, columns)
     assert "queries.csv:3: field 'part' puts 'LAMPS' into train, but queries.csv:2 has it in test" in text
@@ -278,14 +292,17 @@ def test_given_splits_are_kept_and_no_query_stands_in_two(tmp_path: Path) -> Non
 
 def test_queries_may_stand_in_the_pairs(tmp_path: Path) -> None:
     write(tmp_path, ratings="text,sku,grade\nlamp,1,good\nlamp,2,bad\ncup,2,good\n")
-    columns: dict[str, Any] = {
-        "items": COLUMNS["items"],
-        "pairs": {"file": "ratings.csv", "query": "text", "item_id": "sku", "label": "grade"},
-        "clicks": {"file": "clicks.csv", "query_id": "q", "item_id": "sku", "clicks": "n"},
-    }
-    (tmp_path / "clicks.csv").write_text(f"q,sku,n\n{query_key('lamp')},1,7\n")
-    tables = read(tmp_path, columns, LABELS)
+    del (columns := mapped(pairs={"query": "text", "query_id": None}))["queries"]
+    tables = read(tmp_path, columns)
     assert tables["queries"]["query"].tolist() == ["lamp", "cup"]
+    assert tables["queries"].query_id.tolist() == [query_key("lamp"), query_key("cup")]
+
+
+def test_clicks_name_queries_and_items_that_are_there(tmp_path: Path) -> None:
+    columns = mapped(clicks={"file": "clicks.csv", "query_id": "q", "item_id": "sku", "clicks": "n"})
+    write(tmp_path)
+    (tmp_path / "clicks.csv").write_text("q,sku,n\nq1,1,7\n")
+    tables = read(tmp_path, columns)
     assert tables["clicks"].clicks.tolist() == [7]
     (tmp_path / "clicks.csv").write_text("q,sku,n\nq9,1,7\nq9,1,-1\n")
     text = problems_of(tmp_path, columns)
@@ -295,36 +312,27 @@ def test_queries_may_stand_in_the_pairs(tmp_path: Path) -> None:
 
 def test_one_id_with_two_texts_is_refused(tmp_path: Path) -> None:
     write(tmp_path, ratings="id,text,sku,grade\nq1,lamp,1,good\nq1,cup,2,bad\n")
-    columns = {"items": COLUMNS["items"], "pairs": COLUMNS["pairs"] | {"query": "text"}}
+    del (columns := mapped(pairs={"query": "text"}))["queries"]
     assert "ratings.csv:3: field 'text' is 'cup'; query 'q1' had 'lamp' before" in problems_of(
         tmp_path, columns
     )
 
 
 @pytest.mark.parametrize(
-    ("columns", "labels", "says"),
+    ("columns", "says"),
     [
-        ({**COLUMNS, "item": {}}, LABELS, "columns: unknown table 'item'; did you mean 'items'?"),
-        ({"items": COLUMNS["items"]}, LABELS, "columns: table 'pairs' is missing"),
-        (
-            mapped(items={"titel": "x"}),
-            LABELS,
-            "columns.items: unknown column 'titel'; did you mean 'title'?",
-        ),
-        (
-            mapped(items={"title": ["a", "b"]}),
-            LABELS,
-            "column 'title' is mapped to ['a', 'b']; give one name",
-        ),
-        (mapped(clicks={"file": "c.csv"}), LABELS, "columns.clicks: column 'query_id' is not mapped"),
-        (mapped(pairs={"split": "s"}), LABELS, "columns.pairs: map 'split' under queries"),
-        (mapped(items={"file": "gone.csv"}), LABELS, "gone.csv: no such file in"),
-        (mapped(items={"file": "products.xls"}), LABELS, "suffix '.xls' is unknown; use one of .csv"),
-        (COLUMNS, {"good": "L5"}, "labels: 'good' becomes 'L5'; use one of L1, L2, L3, L4"),
+        (mapped(items={"file": "gone.csv"}), "gone.csv: no such file in"),
+        (mapped(items={"file": "productz.csv"}), "did you mean 'products.csv'?"),
+        (mapped(items={"file": "products.xls"}), "suffix '.xls' is unknown; use one of .csv"),
+        (mapped(items={"price": "used"}), "products.csv: no column 'used'; did you mean 'usd'?"),
     ],
 )
-def test_a_wrong_mapping_is_explained(tmp_path: Path, columns: Any, labels: Any, says: str) -> None:
-    assert says in problems_of(write(tmp_path), columns, labels)
+def test_a_file_or_column_that_is_not_there_is_named_with_the_nearest(
+    tmp_path: Path, columns: Any, says: str
+) -> None:
+    text = problems_of(write(tmp_path), columns)
+    assert "1 problem:" in text
+    assert says in text
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=12)
@@ -354,8 +362,8 @@ def test_whatever_the_rows_say_the_tables_keep_the_contract_or_name_the_field(
                 writer = csv.writer(file, delimiter="\t" if suffix == "tsv" else ",", quoting=csv.QUOTE_ALL)
                 writer.writerows([header, *full])
         columns = {
-            "items": {"file": path.name, "item_id": "sku", "title": "name", "price": "usd"},
-            "pairs": {"file": path.name, "query": "text", "item_id": "sku", "label": "grade"},
+            "items": {"file": path.name, "columns": {"item_id": "sku", "title": "name", "price": "usd"}},
+            "pairs": {"file": path.name, "columns": {"query": "text", "item_id": "sku", "label": "grade"}},
         }
         if not all(visible(row[1]) and visible(row[3]) for row in full):
             with pytest.raises(DataError, match="every row needs it"):
@@ -371,6 +379,118 @@ def test_whatever_the_rows_say_the_tables_keep_the_contract_or_name_the_field(
             assert forms.setdefault(normal_form(query), split) == split
 
 
+NAMES = st.text(st.characters(categories=["L", "M", "N", "P", "S", "Zs"]), min_size=1, max_size=8)
+VISIBLE = TEXT.filter(visible)
+FIELDS = {
+    "items": ("item_id", "title", "price", "shop", "industry", "selling_points"),
+    "queries": ("query_id", "query", "frequency"),
+    "pairs": ("pair_id", "query_id", "item_id", "label", "mismatch"),
+    "clicks": ("query_id", "item_id", "clicks"),
+}
+WIDTH = sum(map(len, FIELDS.values()))
+
+
+def own_files(folder: Path, rows: dict[str, list[tuple[Any, ...]]], names: list[str], suffix: str) -> Any:
+    """Write the rows under these column names, the last column first; returns the mapping."""
+    fresh = iter(names)
+    own: dict[str, Any] = {}
+    for table, fields in FIELDS.items():
+        columns = {field: next(fresh) for field in fields}
+        frame = pd.DataFrame(rows[table], columns=list(columns.values()), dtype=str).iloc[:, ::-1]
+        path = folder / f"{table}.{suffix}"
+        if suffix == "jsonl":
+            path.write_text("".join(json.dumps(row) + "\n" for row in frame.to_dict("records")))
+        elif suffix == "parquet":
+            frame.to_parquet(path)
+        else:
+            with path.open("w", encoding="utf-8", newline="") as file:
+                writer = csv.writer(file, delimiter="\t" if suffix == "tsv" else ",", quoting=csv.QUOTE_ALL)
+                writer.writerows([list(frame), *frame.itertuples(index=False)])
+        own[table] = {"file": path.name, "columns": columns}
+    return own
+
+
+@settings(max_examples=30)  # each writes and reads eight files
+@given(
+    st.lists(st.tuples(VISIBLE, st.floats(0, 1e9), TEXT, TEXT, TEXT), min_size=1, max_size=4),
+    st.lists(st.tuples(VISIBLE, st.integers(0, 2**40)), min_size=1, max_size=3),
+    st.lists(NAMES, min_size=WIDTH, max_size=WIDTH, unique=True),
+    st.permutations(["0", "1", "2", "3.0"]),
+    st.sampled_from(["csv", "tsv", "jsonl", "parquet"]),
+)
+def test_renamed_columns_and_grades_read_to_the_same_tables_as_the_canonical_ones(
+    items: list[Any], queries: list[Any], names: list[str], grades: list[str], suffix: str
+) -> None:
+    pairs = [(f"q{q}", f"i{n}") for q in range(len(queries)) for n in range(len(items))]
+    rows: dict[str, list[tuple[Any, ...]]] = {
+        "items": [(f"i{n}", title, f"{price:.2f}", *more) for n, (title, price, *more) in enumerate(items)],
+        "queries": [(f"q{n}", *query) for n, query in enumerate(queries)],
+        "pairs": [(f"p{n}", *pair, f"L{n % 4 + 1}", "") for n, pair in enumerate(pairs)],
+        "clicks": [(*pair, n) for n, pair in enumerate(pairs)],
+    }
+    canonical = [field for fields in FIELDS.values() for field in fields]
+    with tempfile.TemporaryDirectory() as name:
+        before = read(Path(name), own_files(Path(name), rows, canonical, "csv"))
+        graded = [(*row[:3], grades[int(row[3][1]) - 1], row[4]) for row in rows["pairs"]]
+        own = own_files(Path(name), rows | {"pairs": graded}, names, suffix)
+        own["pairs"]["labels"] = {float(grade): f"L{n}" for n, grade in enumerate(grades, start=1)}
+        after = read(Path(name), own)
+    check_tables(after, "after")
+    for table, frame in before.items():
+        pd.testing.assert_frame_equal(after[table], frame)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (0, "no column 'größe'; known: sku, name, usd, gr\\udcf6\\udcdfe; save the file as UTF-8"),
+        (1, "2: field 'name' holds what is no UTF-8 (Tischl\\udce4mpchen); save the file as UTF-8"),
+    ],
+)
+def test_latin_1_in_one_line_is_named_with_that_line(tmp_path: Path, line: int, says: str) -> None:
+    lines = ["sku,name,usd,größe", "1,Tischlämpchen,12.99,39 cm"]
+    write(tmp_path, ratings="id,sku,grade\nq1,1,good\n")
+    data = [text.encode("latin-1" if at == line else "utf-8") for at, text in enumerate(lines)]
+    (tmp_path / "products.csv").write_bytes(b"\n".join(data))
+    text = problems_of(tmp_path, mapped(items={"cpv": {"size": "größe"}}))
+    assert "1 problem:" in text
+    assert says in text
+    text.encode()  # can be shown
+
+
+def test_a_column_that_no_json_line_has_is_one_problem(tmp_path: Path) -> None:
+    write(tmp_path)
+    (tmp_path / "p.jsonl").write_text('{"id": 1, "name": "lamp"}\n{"id": 2, "name": "mug"}\n')
+    text = problems_of(tmp_path, mapped(items={"file": "p.jsonl", "cpv": None, "price": None}))
+    assert "1 problem:\n  p.jsonl: no column 'sku'; known: id, name" in text
+
+
+def test_attributes_may_stand_in_columns_of_other_names(tmp_path: Path) -> None:
+    write(tmp_path, PRODUCTS.replace("color", "Farbe"))
+    tables = read(tmp_path, mapped(items={"cpv": {"color": "Farbe", "shade of": "Farbe"}}))
+    assert json.loads(tables["items"].cpv[1]) == {"color": "blue", "shade of": "blue"}
+
+
+@pytest.mark.parametrize("grade", ["?", " ? ", ""])
+def test_pairs_of_a_grade_to_skip_are_left_out_and_counted(tmp_path: Path, grade: str) -> None:
+    write(tmp_path, ratings=f"{RATINGS}q2,1,{grade}\nq2,9,{grade}\n")
+    report = ReadReport()
+    own = mapped(pairs={"labels": {"good": "L4", "bad": "L1", 3: "L3", "?": "skip", "": "skip"}})
+    assert len(read(tmp_path, own, report)["pairs"]) == 3
+    assert report.counts == {f"grade {grade!r} is skipped": 2}
+    assert report.first == {f"grade {grade!r} is skipped": ["ratings.csv:5", "ratings.csv:6"]}
+    own["pairs"]["labels"] = dict.fromkeys(own["pairs"]["labels"], "skip")
+    assert "ratings.csv: every one of 5 rows is skipped" in problems_of(tmp_path, own)
+
+
+def test_files_in_folders_are_named_with_their_path(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    write(tmp_path)
+    write(tmp_path / "old", PRODUCTS.replace("12.99", "12,99"))
+    text = problems_of(tmp_path, mapped(items={"file": "old/products.csv"}))
+    assert "\n  old/products.csv:2: 6 fields under 5 columns" in text
+
+
 @given(
     st.binary(max_size=300),
     st.sampled_from(["csv", "tsv", "jsonl", "parquet", "arrow", "csv.gz", "jsonl.gz"]),
@@ -382,8 +502,8 @@ def test_any_bytes_at_all_give_tables_or_a_data_error(data: bytes, suffix: str) 
         path = Path(name) / f"x.{suffix}"
         path.write_bytes(data)
         columns = {
-            "items": {"file": path.name, "item_id": "sku", "title": "sku"},
-            "pairs": {"file": path.name, "query": "sku", "item_id": "sku", "label": "sku"},
+            "items": {"file": path.name, "columns": {"item_id": "sku", "title": "sku"}},
+            "pairs": {"file": path.name, "columns": {"query": "sku", "item_id": "sku", "label": "sku"}},
         }
         with pytest.raises(DataError, match=rf"{path.name}"):
             read(Path(name), columns)

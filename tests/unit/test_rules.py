@@ -121,15 +121,16 @@ def test_a_malformed_rule_is_named(fields: dict[str, Any], said: str) -> None:
     ids=["gap", "twice", "same", "sides"],
 )
 def test_bounds_leave_no_gap_and_no_overlap(rules: list[Rule], said: str) -> None:
-    (problem,) = RuleBook(tuple(rules)).bound_problems()
-    assert said in problem.message
+    (gap,) = RuleBook(tuple(rules)).bounds()
+    assert gap.key == ("price", "over", False)
+    assert said in gap.problem.message
 
 
 def test_a_relation_without_a_rule_is_named() -> None:
     kept = RuleBook(tuple(one for one in universal_rules().rules if one.id != "color.base"))
-    (problem,) = kept.missing(VERTICAL.dimensions)
-    assert problem.path == ("color", "kind")
-    assert "no rule for color 'parent'" in problem.message
+    (gap,) = kept.missing(VERTICAL.dimensions)
+    assert gap.problem.path == ("color", "kind")
+    assert "no rule for color 'parent'" in gap.problem.message
 
 
 def test_the_universal_file_is_refused_with_the_line_of_every_problem(
@@ -148,7 +149,7 @@ def test_the_universal_file_is_refused_with_the_line_of_every_problem(
         f"  {path}:2: [1].level: should be 1, 2, 3 or 4 (found 5)",
     ]
     path.write_text(row + row)
-    with pytest.raises(DataError, match=r"(?s): 2 problems:\n.*:2: \[1\]\.id: rule 'x' stands twice"):
+    with pytest.raises(DataError, match=r": 1 problem:\n.*:2: \[1\]\.id: rule 'x' stands twice"):
         universal_rules.__wrapped__()
 
 

@@ -28,8 +28,9 @@ import pyarrow.compute as pc
 
 from lore_lib.errors import DataError, nearest
 from lore_lib.vertical.adapters.download import Remote, fetch_files
-from lore_lib.vertical.adapters.frames import Tables, build_tables, cut_words, normal_form, split_of
+from lore_lib.vertical.adapters.frames import build_tables, cut_words, normal_form, split_of
 from lore_lib.vertical.adapters.rows import Problems, ReadReport, Row, parquet_batches, visible
+from lore_lib.vertical.contract import Tables
 
 EXAMPLES, PRODUCTS = "shopping_queries_dataset_examples.parquet", "shopping_queries_dataset_products.parquet"
 

@@ -9,9 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from lore_lib.vertical.tables import check_tables
-
-Tables = dict[str, pd.DataFrame]
+from lore_lib.vertical.contract import Tables, check_tables
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "items": {

@@ -14,8 +14,9 @@ from typing import Any
 
 import pandas as pd
 
-from lore_lib.vertical.adapters.frames import Tables, build_tables, cut_words, split_of
+from lore_lib.vertical.adapters.frames import build_tables, cut_words, split_of
 from lore_lib.vertical.adapters.rows import Problems, ReadReport, Row, read_rows, text_of
+from lore_lib.vertical.contract import Tables
 
 PRODUCTS, PAIRS = "products.jsonl.gz", "pairs.jsonl.gz"
 

@@ -27,9 +27,10 @@ import pandas as pd
 
 from lore_lib.completion import parse
 from lore_lib.errors import DataError, nearest
-from lore_lib.vertical.adapters.frames import Tables, build_tables, query_key
+from lore_lib.vertical.adapters.frames import build_tables, query_key
 from lore_lib.vertical.adapters.pictures import decode_picture
 from lore_lib.vertical.adapters.rows import Problems, ReadReport, Row, read_rows, text_of
+from lore_lib.vertical.contract import Tables
 
 HUB = "chenJi/RAIR"
 

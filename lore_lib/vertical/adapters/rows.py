@@ -75,6 +75,21 @@ class ReadReport:
         return "\n".join(rows) or "nothing left out"
 
 
+class Fault(NamedTuple):
+    """One thing that is wrong: file, row (0: the file as a whole), column ("": all of them), what to mend."""
+
+    file: str
+    row: int
+    column: str
+    text: str
+
+    def __str__(self) -> str:
+        if not self.row:
+            return f"{self.file}: {self.text}"
+        field = f"field {self.column!r} " if self.column else ""
+        return f"{self.file}:{self.row}: {field}{self.text}"
+
+
 class Problems:
     """All that is wrong with some files, collected in one pass and raised as one error.
 
@@ -84,31 +99,50 @@ class Problems:
 
     def __init__(self, where: Path | str) -> None:
         self.where = where
-        self._texts: dict[tuple[str, str], list[str]] = {}
+        self._faults: dict[tuple[str, str], list[Fault]] = {}
         self._counts: dict[tuple[str, str], int] = {}
 
     def __len__(self) -> int:
         return sum(self._counts.values())
 
+    def __iter__(self) -> Iterator[Fault]:
+        """What was added, by file and field; at most ``SHOWN`` of each are spelled out, the rest counted."""
+        for kind, faults in self._faults.items():
+            yield from faults
+            if more := self._counts[kind] - len(faults):
+                text = "is wrong in" if faults[-1].column else "and"
+                yield faults[-1]._replace(text=f"{text} {more} more rows")
+
     def add(self, row: Row, column: str, text: str) -> None:
         """A field breaks a rule; `text` says what was found and the nearest fix."""
-        self._add(row.file, column, f"{row.where}: field {column!r} {text}")
+        self._add(Fault(row.file, row.number, column, text))
 
     def add_row(self, file: str, number: int, text: str) -> None:
         """A whole row cannot be read."""
-        self._add(file, "", f"{file}:{number}: {text}")
+        self._add(Fault(file, number, "", text))
 
     def add_file(self, file: str, text: str) -> None:
         """A file cannot be used."""
-        self._add(file, "", f"{file}: {text}")
+        self._add(Fault(file, 0, "", text))
 
-    def _add(self, file: str, column: str, text: str) -> None:
-        kind = (file, column)
-        if text in self._texts.get(kind, ()):  # one file may serve two tables
+    def add_column(self, file: str, column: str, text: str) -> None:
+        """A column cannot be used; this takes the place of what was added of its fields."""
+        self._faults.pop((file, column), None)
+        self._counts.pop((file, column), None)
+        self._add(Fault(file, 0, column, text))
+
+    def name_of(self, path: Path) -> str:
+        """The file as problems name it: inside of ``where`` by its path from there, else by its name."""
+        inside = isinstance(self.where, Path) and path.is_relative_to(self.where)
+        return str(path.relative_to(self.where)) if inside else path.name
+
+    def _add(self, fault: Fault) -> None:
+        kind = (fault.file, fault.column)
+        if fault in self._faults.get(kind, ()):  # one file may serve two tables
             return
         self._counts[kind] = self._counts.get(kind, 0) + 1
         if self._counts[kind] <= SHOWN:
-            self._texts.setdefault(kind, []).append(text)
+            self._faults.setdefault(kind, []).append(fault)
 
     def raise_any(self) -> None:
         """Raise what was collected.
@@ -116,16 +150,9 @@ class Problems:
         Raises:
             DataError: anything was added; at most ``SHOWN`` problems per field of a file are spelled out.
         """
-        if not self._counts:
-            return
-        lines = []
-        for kind, texts in self._texts.items():
-            lines += texts
-            if (more := self._counts[kind] - len(texts)) > 0:
-                lines.append(
-                    f"{kind[0]}: {more} more of field {kind[1]!r}" if kind[1] else f"{kind[0]}: {more} more"
-                )
-        raise DataError("\n  ".join([f"{self.where}: {problem_count(len(self))}:", *lines]))
+        if self._counts:
+            lines = [f"{self.where}: {problem_count(len(self))}:", *map(str, self)]
+            raise DataError("\n  ".join(lines))
 
 
 def visible(text: str) -> bool:
@@ -169,11 +196,13 @@ def read_rows(
         columns: columns that must be there; of Parquet and Arrow files no others are read.
         delimiter: of a CSV file; "" takes the one of ``DELIMITERS`` that fits the header best.
     """
+    name = problems.name_of(path)
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
     kind = suffixes[-1] if suffixes else ""
     reader = _READERS.get(kind)
     if reader is None:
-        problems.add_file(path.name, f"suffix {kind!r} is unknown; use one of {', '.join(_READERS)}")
+        text = f"suffix {kind!r} is unknown; use one of {', '.join(_READERS)}"
+        problems.add_file(name, text)
         return
     if _absent(path, problems):
         return
@@ -181,11 +210,11 @@ def read_rows(
     try:
         mark = "\t" if kind == ".tsv" else delimiter
         for number, values in reader(_File(path, columns, problems, mark, batch_rows)):
-            yield Row(path.name, number, values)
+            yield Row(name, number, values)
     except _DAMAGE as error:
-        problems.add_file(path.name, _damage(number, error))
+        problems.add_file(name, _damage(number, error))
     if number == 0 and len(problems) == before:
-        problems.add_file(path.name, "the table is empty; give at least one row")
+        problems.add_file(name, "the table is empty; give at least one row")
 
 
 def _absent(path: Path, problems: Problems) -> bool:
@@ -193,7 +222,7 @@ def _absent(path: Path, problems: Problems) -> bool:
         return False
     there = sorted(p.name for p in path.parent.iterdir() if p.is_file()) if path.parent.is_dir() else []
     hint = nearest(path.name, there) if there else "there are no files at all"
-    problems.add_file(path.name, f"no such file in {path.parent}; {hint}")
+    problems.add_file(problems.name_of(path), f"no such file in {path.parent}; {hint}")
     return True
 
 
@@ -211,11 +240,20 @@ class _File(NamedTuple):
     delimiter: str
     batch_rows: int
 
+    @property
+    def name(self) -> str:
+        """The file as problems name it."""
+        return self.problems.name_of(self.path)
+
     def lacks(self, found: Sequence[str]) -> bool:
         """Whether a wanted column is not among `found`; each is added to the problems."""
         lost = [column for column in self.columns if column not in found]
+        shown = [column if column.isprintable() else ascii(column)[1:-1] for column in found]
+        note = "; save the file as UTF-8" if _LONE_SURROGATE.search("".join(found)) else ""
         for column in lost:
-            self.problems.add_file(self.path.name, f"no column {column!r}; {nearest(column, found)}")
+            self.problems.add_column(
+                self.name, column, f"no column {column!r}; {nearest(column, shown)}{note}"
+            )
         return bool(lost)
 
     def open_text(self) -> IO[str] | None:
@@ -231,7 +269,7 @@ class _File(NamedTuple):
         if head.startswith(codecs.BOM_UTF32_LE) or (encoding != "utf-16" and b"\0" in head):
             binary.close()
             text = "is no text in UTF-8, or in UTF-16 with a byte order mark; save it as UTF-8"
-            self.problems.add_file(self.path.name, text)
+            self.problems.add_file(self.name, text)
             return None
         errors = "strict" if encoding == "utf-16" else "surrogateescape"
         return io.TextIOWrapper(binary, encoding, errors, newline="")
@@ -258,7 +296,7 @@ def _csv_rows(file: _File) -> _Numbered:
             if not header or file.lacks(header):
                 return
             if twice := sorted({name for name in header if header.count(name) > 1}):
-                file.problems.add_file(file.path.name, f"two columns are named {twice[0]!r}; rename one")
+                file.problems.add_file(file.name, f"two columns are named {twice[0]!r}; rename one")
                 return
             begins = reader.line_num + 1
             for values in reader:
@@ -267,11 +305,11 @@ def _csv_rows(file: _File) -> _Numbered:
                 elif values:
                     found = f"{len(values)} fields under {len(header)} columns"
                     fix = "quote a field that holds the delimiter or a line break"
-                    file.problems.add_row(file.path.name, begins, f"{found}; {fix}")
+                    file.problems.add_row(file.name, begins, f"{found}; {fix}")
                 begins = reader.line_num + 1
         except csv.Error as error:
             fix = f"not CSV from here on ({error}); look for an unclosed quote"
-            file.problems.add_row(file.path.name, begins, fix)
+            file.problems.add_row(file.name, begins, fix)
 
 
 def _delimiter(header: str, columns: Collection[str]) -> str:
@@ -294,10 +332,10 @@ def _json_rows(file: _File) -> _Numbered:
             try:
                 values = json.loads(line)
             except (ValueError, RecursionError) as error:
-                file.problems.add_row(file.path.name, number, f"not JSON ({error!s:.200})")
+                file.problems.add_row(file.name, number, f"not JSON ({error!s:.200})")
                 continue
             if not isinstance(values, dict):
-                file.problems.add_row(file.path.name, number, f"a {type(values).__name__}, not a JSON object")
+                file.problems.add_row(file.name, number, f"a {type(values).__name__}, not a JSON object")
                 continue
             seen |= dict.fromkeys(values)
             yield number, values
@@ -352,4 +390,4 @@ def parquet_batches(
                 yield batch
                 number += len(batch)
     except _DAMAGE as error:
-        problems.add_file(path.name, _damage(number, error))
+        problems.add_file(problems.name_of(path), _damage(number, error))

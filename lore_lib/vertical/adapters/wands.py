@@ -23,8 +23,9 @@ import pandas as pd
 
 from lore_lib.errors import nearest
 from lore_lib.vertical.adapters.download import Remote, fetch_files
-from lore_lib.vertical.adapters.frames import Tables, build_tables, cut_words, split_of
+from lore_lib.vertical.adapters.frames import build_tables, cut_words, split_of
 from lore_lib.vertical.adapters.rows import Problems, ReadReport, Row, read_rows, text_of
+from lore_lib.vertical.contract import Tables
 
 LABELS: dict[str, str] = {"Exact": "L4", "Partial": "L3", "Irrelevant": "L1"}
 """Grade of the files -> label."""

@@ -1,0 +1,96 @@
+"""The contract of the four tables: what every reader of rows makes and every stage may count on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from lore_lib.errors import DataError, listed
+from lore_lib.vertical.schema import INTENTS, KINDS, LABELS
+
+Tables = dict[str, pd.DataFrame]
+
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "items": ("item_id", "title", "cpv", "skus", "shop", "price", "selling_points", "industry", "picture"),
+    "queries": ("query_id", "query", "intent", "frequency", "split"),
+    "pairs": ("pair_id", "query_id", "item_id", "label", "mismatch", "kind", "split"),
+    "clicks": ("query_id", "item_id", "clicks"),
+}
+"""Columns every table must have; see ``data/README.md`` for their meaning."""
+
+TEXTS = {"items": ("title", "cpv", "skus", "shop", "selling_points", "industry"), "queries": ("query",)}
+"""Columns that hold text in every row; an empty one is "", never a missing value."""
+
+KEYS = {"items": "item_id", "queries": "query_id", "pairs": "pair_id"}
+SPLITS = ("train", "dev", "test")
+
+
+def check_tables(tables: dict[str, pd.DataFrame], where: Path | str) -> Tables:
+    """Return the tables unchanged, or list everything that is wrong with them.
+
+    Raises:
+        DataError: missing columns, repeated keys, missing texts, unknown labels, kinds, intents or splits,
+            dangling references, a query in two splits, prices that are no numbers.
+    """
+    if problems := table_problems(tables):
+        raise DataError(f"{where}: {listed(problems)}")
+    return tables
+
+
+def table_problems(tables: Tables) -> list[str]:
+    """All that is wrong with the tables, each "<table>: what"; contents only where no column is missing."""
+    problems = [
+        f"{name}: missing column {column!r} (found {', '.join(tables[name].columns)})"
+        for name, columns in COLUMNS.items()
+        for column in columns
+        if column not in tables[name].columns
+    ]
+    return problems or _content_problems(tables)
+
+
+def _content_problems(tables: Tables) -> list[str]:
+    problems = [f"{name}: the table is empty" for name in KEYS if tables[name].empty]
+    for name, key in KEYS.items():
+        twice = tables[name].loc[tables[name][key].duplicated(), key]
+        if len(twice):
+            problems.append(f"{name}: {len(twice)} repeated {key}, first {twice.iloc[0]!r}")
+    pairs = tables["pairs"]
+    for name, column, known in (
+        ("pairs", "label", LABELS),
+        ("pairs", "kind", KINDS),
+        ("pairs", "split", SPLITS),
+        ("queries", "intent", tuple(INTENTS)),
+    ):
+        key = KEYS[name]
+        odd = tables[name].loc[~tables[name][column].isin(known), [key, column]]
+        if len(odd):
+            first = odd.iloc[0]
+            problems.append(
+                f"{name}: {len(odd)} rows with an unknown {column}, first {first[key]!r} has "
+                f"{first[column]!r}; use one of {', '.join(known)}"
+            )
+    for name, columns in TEXTS.items():
+        for column in columns:
+            rows = zip(tables[name][KEYS[name]], tables[name][column], strict=True)
+            silent = [key for key, text in rows if not isinstance(text, str)]
+            if silent:
+                problems.append(
+                    f'{name}: {len(silent)} rows have no text in {column!r}, first {silent[0]!r}; use ""'
+                )
+    for key, other in (("query_id", "queries"), ("item_id", "items")):
+        lost = pairs.loc[~pairs[key].isin(tables[other][key]), "pair_id"]
+        if len(lost):
+            problems.append(
+                f"pairs: {len(lost)} rows name a {key} that {other} does not have, first {lost.iloc[0]!r}"
+            )
+    split_of = dict(zip(tables["queries"].query_id, tables["queries"].split, strict=True))
+    moved = pairs.loc[pairs.split != pairs.query_id.map(split_of), "pair_id"]
+    if len(moved):
+        problems.append(
+            f"pairs: {len(moved)} rows stand in another split than their query, first {moved.iloc[0]!r}"
+        )
+    bad = tables["items"].loc[~(pd.to_numeric(tables["items"].price, errors="coerce") >= 0), "item_id"]
+    if len(bad):
+        problems.append(f"items: {len(bad)} prices are no number of at least 0, first item {bad.iloc[0]!r}")
+    return problems

@@ -1,0 +1,141 @@
+"""Step through judged pairs: what the query demands, what the item shows, which rule fired, and the label.
+
+What sellers and shoppers wrote is hostile until proven otherwise. It reaches the page through one template
+that escapes every value; pictures are decoded and drawn anew, never passed on.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+from ipywidgets import HTML, BoundedIntText, Button, Dropdown, HBox, Label, VBox
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+
+from lore_lib.errors import DataError, nearest
+from lore_lib.features.prompts import Neutral, item_sections
+from lore_lib.vertical.schema import DIMENSIONS, Verdict, load_demands
+
+FILTERS = ("split", "kind", "label", "intent")
+"""What a reader may choose pairs by."""
+
+ALL = "all"
+SIDE = 96
+"""Longer side of a shown picture in pixels."""
+
+_TEMPLATE = Environment(
+    loader=PackageLoader("lore_lib.viz", "."),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+).get_template("pair_card.html.j2")
+
+
+class _AsWritten(Neutral):
+    """Seller's text as it came: the card escapes it, and a reader should see what was tried."""
+
+    def __missing__(self, text: str) -> str:
+        return text
+
+
+def pair_card(tables: Mapping[str, pd.DataFrame], pair_id: str) -> str:
+    """One pair as HTML with every value escaped: query and demands, item, path, label.
+
+    Demands and path are left out where the tables do not know them (``queries.demands``, ``pairs.path``).
+
+    Args:
+        tables: ``pairs``, ``queries`` and ``items``.
+        pair_id: which pair.
+
+    Raises:
+        DataError: no such pair (the nearest is named), or an item whose ``cpv``, ``skus`` or ``price`` cannot
+            be read.
+    """
+    pair = _row(tables, "pairs", "pair_id", pair_id)
+    query = _row(tables, "queries", "query_id", pair["query_id"])
+    item = _row(tables, "items", "item_id", pair["item_id"])
+    path = [Verdict(**step) for step in json.loads(_text(pair, "path") or "[]")]
+    return _TEMPLATE.render(
+        pair=pair,
+        query=query,
+        demands=load_demands(_text(query, "demands") or "[]"),
+        told=item_sections(item, None, _AsWritten()),
+        picture=_picture(item["picture"]),
+        path=path,
+        lowest=min((step.level for step in path), default=None),
+        titles=DIMENSIONS,
+    )
+
+
+def pair_browser(tables: Mapping[str, pd.DataFrame]) -> VBox:
+    """A live browser of pairs: filters by ``FILTERS``, a place to step through, the card of the pair there.
+
+    It needs a running kernel; for readers without one, show a :func:`pair_card` beside it.
+
+    Args:
+        tables: ``pairs``, ``queries`` and ``items``.
+    """
+    intents = tables["queries"].set_index("query_id")["intent"]
+    rows = tables["pairs"].assign(intent=lambda pairs: pairs["query_id"].map(intents))
+    filters = {name: Dropdown(description=name, options=[ALL, *sorted(set(rows[name]))]) for name in FILTERS}
+    back, on = Button(description="previous"), Button(description="next")
+    place, count, card = BoundedIntText(value=1, min=1, description="pair"), Label(), HTML()
+    found = rows["pair_id"]
+
+    def show(_: Any = None) -> None:
+        count.value = f"of {len(found)}"
+        card.value = pair_card(tables, found.iloc[place.value - 1]) if len(found) else "no such pair"
+
+    def choose(_: Any = None) -> None:
+        nonlocal found
+        wanted = pd.Series(True, index=rows.index)
+        for name, box in filters.items():
+            wanted &= (rows[name] == box.value) | (box.value == ALL)
+        found = rows.loc[wanted, "pair_id"]
+        place.max = max(len(found), 1)
+        place.value = 1
+        show()
+
+    def step(by: int) -> None:
+        place.value += by  # the box keeps it within its bounds
+
+    for box in filters.values():
+        box.observe(choose, "value")
+    place.observe(show, "value")
+    back.on_click(lambda _: step(-1))
+    on.on_click(lambda _: step(1))
+    choose()
+    return VBox([HBox(list(filters.values())), HBox([back, place, count, on]), card])
+
+
+def _row(tables: Mapping[str, pd.DataFrame], table: str, key: str, name: str) -> dict[str, Any]:
+    frame = tables[table]
+    found = frame[frame[key] == name]
+    if found.empty:
+        raise DataError(f"{table}: no {key} {name!r}; {nearest(name, frame[key].head(1000))}")
+    return {str(column): value for column, value in found.iloc[0].items()}
+
+
+def _text(row: Mapping[str, Any], column: str) -> str:
+    """The text of an optional column; "" where the table does not have it."""
+    value = row.get(column)
+    return value if isinstance(value, str) else ""
+
+
+def _picture(data: bytes) -> str:
+    """Base64 of a PNG drawn anew from the picture; "" where there is none that can be read."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG")).convert("RGB")
+    except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError):  # what PIL raises
+        return ""
+    scale = SIDE / max(image.size)
+    how = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
+    out = io.BytesIO()
+    image.resize((max(1, int(image.width * scale)), max(1, int(image.height * scale))), how).save(out, "PNG")
+    return base64.b64encode(out.getvalue()).decode("ascii")

@@ -1,0 +1,164 @@
+"""The ladder of prompts: what a rung tells, who is taught and who is judged, and how rungs are compared."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lore_lib.artifacts import read_parquet
+from lore_lib.completion import parse, render_answer
+from lore_lib.config import Config, load_config
+from lore_lib.errors import DataError
+from lore_lib.features.build import build_prompts
+from lore_lib.features.template import load_template
+from lore_lib.sampling.engine import SAMPLE_COLUMNS, load_tokenizer
+from lore_lib.training.ablation import (
+    ANSWER_TOKENS,
+    Rung,
+    ladder,
+    ladder_prompts,
+    ladder_table,
+    run_rung,
+    rung_jobs,
+    without_model,
+)
+
+Tables = dict[str, pd.DataFrame]
+
+
+@pytest.fixture
+def config(tiny_model: Path) -> Config:
+    sizes = {"features.ablation_pairs": 8, "features.ablation_epochs": 1, "features.ablation_samples": 2}
+    return load_config("smoke", overrides={**sizes, "model.base": str(tiny_model), "model.device": "cpu"})
+
+
+@pytest.fixture(scope="module")
+def built(world_tables: Tables, captions: "pd.Series[str]", tiny_model: Path) -> dict[Rung, pd.DataFrame]:
+    return ladder_prompts(world_tables, captions, load_template("nano"), load_tokenizer(str(tiny_model)))
+
+
+@pytest.mark.parametrize("name", ["nano", "en", "zh"])
+def test_rungs_rise_through_the_papers_features_and_the_budgets(name: str) -> None:
+    template = load_template(name)
+    rungs = ladder(template)
+    added = [set(rung.sections) - set(below.sections) for below, rung in pairwise(rungs)]
+    assert added[:3] == [{"cpv"}, {"sku"}, {"picture"}]
+    assert all(added)
+    for budget, limit in template.budgets.items():
+        (whole,) = [rung for rung in rungs if set(rung.sections) == set(limit.sections)]
+        assert whole.budget == budget
+        assert whole.name.endswith(f"({budget})")
+
+
+def test_the_rung_that_completes_a_budget_is_that_budgets_prompt(
+    built: dict[Rung, pd.DataFrame], world_tables: Tables, captions: "pd.Series[str]"
+) -> None:
+    whole = {rung.budget: frame for rung, frame in built.items() if f"({rung.budget})" in rung.name}
+    assert list(whole) == ["short", "mid", "full"]
+    for budget, frame in whole.items():
+        assert frame.prompt.equals(build_prompts(world_tables, captions, budget).prompt)
+    medians = [frame.tokens.median() for frame in built.values()]
+    assert medians == sorted(medians)
+    assert medians[0] < medians[-1]
+
+
+def test_all_rungs_are_taught_the_same_train_pairs_and_judge_all_dev_pairs(
+    config: Config, built: dict[Rung, pd.DataFrame], world_tables: Tables, tmp_path: Path
+) -> None:
+    pairs = world_tables["pairs"].set_index("pair_id")
+    jobs = rung_jobs(config, built, world_tables["pairs"], tmp_path)
+    taught = [read_parquet(job.tune.rows) for job in jobs]
+    asked = [read_parquet(job.judge.prompts) for job in jobs]
+    for rows, prompts in zip(taught, asked, strict=True):
+        assert list(rows.pair_id) == list(taught[0].pair_id)
+        assert len(rows) == 8
+        gold = pairs.loc[rows.pair_id]
+        assert set(gold.split) == {"train"}
+        assert [(parse(c).label, parse(c).mismatch) for c in rows.completion] == list(
+            zip(gold.label, gold.mismatch, strict=True)
+        )
+        assert set(prompts.pair_id) == set(pairs.index[pairs.split == "dev"])
+    assert len({rows.prompt[0] for rows in taught}) == len(jobs)
+    assert {job.judge.sampling.n for job in jobs} == {2}
+
+
+@pytest.mark.parametrize("split", ["train", "dev"])
+def test_a_missing_split_is_named(
+    config: Config, built: dict[Rung, pd.DataFrame], world_tables: Tables, tmp_path: Path, split: str
+) -> None:
+    with pytest.raises(DataError, match=f"none in split {split};"):
+        rung_jobs(config, built, world_tables["pairs"].query("split != @split"), tmp_path)
+
+
+def test_a_job_leaves_samples_and_no_model_and_is_not_done_twice(
+    config: Config, built: dict[Rung, pd.DataFrame], world_tables: Tables, tmp_path: Path
+) -> None:
+    job = rung_jobs(config, built, world_tables["pairs"], tmp_path)[0]
+    samples = read_parquet(run_rung(job))
+    assert list(samples) == SAMPLE_COLUMNS
+    assert set(samples.system) == {"title, price (short)"}
+    assert len(samples) == 2 * (world_tables["pairs"].split == "dev").sum()
+    assert not job.tune.out.exists()
+    before = job.judge.out.stat().st_mtime_ns
+    job.tune.out.mkdir()  # as a kill between the two leaves it
+    assert run_rung(job).stat().st_mtime_ns == before
+    assert not job.tune.out.exists()
+
+
+def test_there_is_room_for_every_label(tiny_model: Path, world_tables: Tables) -> None:
+    tokenizer = load_tokenizer(str(tiny_model))
+    pairs = world_tables["pairs"]
+    answers = {render_answer(*gold) for gold in zip(pairs.label, pairs.mismatch, strict=True)}
+    assert max(map(len, tokenizer(sorted(answers))["input_ids"])) < ANSWER_TOKENS
+
+
+def samples_of(rungs: dict[str, list[str]]) -> pd.DataFrame:
+    """Two samples for each of four pairs, by rung; "" is malformed."""
+    rows = [
+        (rung, f"p{i // 2}", f"q{i // 4}", i % 2, "", label, "ok" if label else "no_label", 3, "stop")
+        for rung, labels in rungs.items()
+        for i, label in enumerate(labels)
+    ]
+    return pd.DataFrame(rows, columns=SAMPLE_COLUMNS)
+
+
+GOLD = pd.DataFrame(
+    {
+        "pair_id": ["p0", "p1", "p2", "p3"],
+        "query_id": ["q0", "q0", "q1", "q1"],
+        "label": ["L1", "L2", "L3", "L4"],
+        "kind": ["plain", "visual", "boundary", "visual"],
+    }
+)
+
+
+def test_the_table_by_hand() -> None:
+    """Lower rung: 4 of 8 right, visual 1 of 4. Upper rung: 7 of 8, visual 4 of 4, one malformed."""
+    low = ["L1", "L1", "L2", "L1", "L3", "L1", "L1", "L1"]
+    high = ["L1", "L1", "L2", "L2", "L3", "", "L4", "L4"]
+    table = ladder_table(samples_of({"b": low, "a": high}), GOLD, np.random.default_rng(0))
+    assert list(zip(table.pairs, table.system, table.n, strict=True)) == [
+        ("all", "b", 4),
+        ("all", "a", 4),
+        ("visual", "b", 2),
+        ("visual", "a", 2),
+    ]
+    assert table.value.tolist() == [4 / 8, 7 / 8, 1 / 4, 1.0]
+    assert table.gain.tolist()[1::2] == [3 / 8, 3 / 4]
+    assert table.gain.isna().tolist() == [True, False, True, False]
+    assert table.parse_rate.tolist() == [1, 7 / 8, 1, 1]
+    assert (table.low <= table.value).all()
+    assert (table.value <= table.high).all()
+    assert (table.gain_low[1], table.gain_high[1]) == (0.25, 0.5)  # q0 gains 1/4, q1 1/2
+
+
+def test_judges_without_a_model_know_train_and_are_scored_on_dev() -> None:
+    pairs = pd.DataFrame(
+        {"split": ["train"] * 3 + ["dev"] * 4 + ["test"] * 9, "label": [*"413", *"3331", *"4" * 9]}
+    )
+    pairs["label"] = "L" + pairs["label"]
+    assert without_model(pairs) == {"uniform guessing": 0.25, "always L1": 0.25}  # a tie: the lowest
+    pairs.loc[0, "label"] = "L3"
+    assert without_model(pairs) == {"uniform guessing": 0.25, "always L3": 0.75}
