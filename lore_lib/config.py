@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from lore_lib.errors import ConfigError, nearest
 
@@ -29,7 +29,9 @@ BUILT = {"features.captioner": ("pixels",), "cot.teacher": ("symbolic",), "sampl
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, hide_input_in_errors=True
+    )
 
 
 class ModelConfig(_Frozen):
@@ -71,13 +73,43 @@ class CotConfig(_Frozen):
         default=("direct", "naive", "progressive"), min_length=1
     )  # training sets to make, and so systems to train
     pairs: int = Field(default=2400, ge=1)  # train pairs in each set, before the funnel
-    teacher: Literal["symbolic", "openai"] = "symbolic"  # symbolic is a mock of a large teacher model
+    teacher: Literal["symbolic", "openai", "hf", "vllm"] = "symbolic"  # symbolic is a mock of a large model
+    teacher_model: str = ""  # name at the endpoint (openai), folder or hub name (hf, vllm)
+    teacher_url: str = "http://localhost:8000/v1"  # OpenAI-compatible; its key is in OPENAI_API_KEY, if any
+    teacher_samples: int = Field(default=1, ge=1)  # chains per pair; the majority's label is the teacher's
+    teacher_temperature: float = Field(default=0.0, ge=0)  # 0 is greedy
+    teacher_max_tokens: int = Field(default=1024, ge=1)  # longer replies are cut and fail
+    teacher_concurrency: int = Field(default=32, ge=1)  # calls in flight
+    teacher_requests_per_minute: float = Field(default=0, ge=0)  # 0 = no limit
+    teacher_tokens_per_minute: float = Field(default=0, ge=0)  # read and written; 0 = no limit
+    teacher_timeout_seconds: float = Field(default=120, gt=0)  # of one attempt
+    teacher_attempts: int = Field(default=6, ge=1)  # tries per call
+    teacher_prompt_price: float = Field(default=0, ge=0)  # per million tokens read
+    teacher_completion_price: float = Field(default=0, ge=0)  # per million tokens written
     top_clicked: int = Field(default=5, ge=0)  # shops whose most clicked selling point is read per query
     selling_points: int = Field(default=3, ge=0)  # further shops read where the clicks do not settle a word
     retrieval: Retrieval = "bm25"  # how these are found: by words, by meaning (dense), by both (hybrid)
     encoder: str = "sentence-transformers/all-MiniLM-L6-v2"  # folder or hub name, for dense and hybrid
     naive_disagreement: Literal["repair", "drop"] = "repair"  # naive reasoning with another verdict than gold
     max_words: int = Field(default=90, ge=1)  # longest completion the funnel keeps
+
+    @field_validator("teacher_url")
+    @classmethod
+    def _no_secret(cls, url: str) -> str:
+        if "@" in url or "?" in url:
+            raise ValueError("no password or query in it; the key belongs in OPENAI_API_KEY")
+        return url
+
+    @model_validator(mode="after")
+    def _teacher_can_teach(self) -> "CotConfig":
+        if self.teacher != "symbolic" and not self.teacher_model:
+            raise ValueError(f"teacher={self.teacher} needs a model; set cot.teacher_model")
+        if self.teacher_samples > 1 and self.teacher_temperature == 0:
+            raise ValueError(
+                f"teacher_samples={self.teacher_samples} at temperature 0 are all the same; "
+                "use teacher_samples=1, or teacher_temperature=0.7"
+            )
+        return self
 
 
 class SftConfig(_Frozen):
@@ -250,6 +282,8 @@ PROFILE_TABLE: dict[str, tuple[Any, Any, Any]] = {
     "features.ablation_samples": (2, None, None),
     "cot.pairs": (320, None, 100_000),
     "cot.teacher": (None, None, "openai"),
+    "cot.teacher_model": (None, None, "Qwen/Qwen2.5-72B-Instruct"),
+    "cot.max_words": (None, None, 300),
     "sft.epochs": (4, 2, 2),
     "sft.learning_rate": (None, 2e-4, 1e-4),
     "sft.batch_pairs": (None, 32, 128),

@@ -1,7 +1,8 @@
-"""The symbolic teacher: writes only what its evidence supports, and never reads the gold label.
+"""Teachers: the interface of all of them, and the symbolic one.
 
-It reads the query's words against the vertical's vocabulary (path construction) and the item's text against
-each demand (path following). Each stage lifts one blindness:
+A teacher gets tasks, which hold nothing of the gold label, and gives back traces in their order. The symbolic
+teacher writes only what its evidence supports. It reads the query's words against the vertical's vocabulary
+(path construction) and the item's text against each demand (path following). Each stage lifts one blindness:
 
 * without ``knowledge`` a slang word stays an unknown word;
 * without ``vision`` the colour is what the seller's text states, if anything;
@@ -13,10 +14,11 @@ its design, and every result that it touched says so.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from lore_lib.completion import render
 from lore_lib.cot.knowledge import KnowledgeIndex
@@ -33,8 +35,29 @@ _FILLERS = frozenset({"is", "there", "a", "?"})
 
 
 @dataclass(frozen=True)
+class Task:
+    """One pair to write about. Rules are not part of it: they follow from the demands that a teacher reads.
+
+    Attributes:
+        query_id: key of the query in the click log.
+        query: its text.
+        item: a row of ``items``; ``truth`` is not read.
+        caption: what the captioner saw, for the stage ``vision``; None where it abstained.
+        shown: section -> the item's values as the student's prompt shows them, neutralised.
+        knowledge: retrieved texts, for the stage ``knowledge`` of a teacher without an index of its own.
+    """
+
+    query_id: str
+    query: str
+    item: Mapping[Any, Any]
+    caption: str | None
+    shown: Mapping[str, tuple[str, ...]]
+    knowledge: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Trace:
-    """One chain of thought as the teacher wrote it.
+    """One chain of thought as the teacher wrote it; only ``failure`` and the tokens when it could not.
 
     Attributes:
         completion: the whole text, label included.
@@ -43,14 +66,35 @@ class Trace:
         demands: what the teacher understood of the query.
         unknown: query words it could not place.
         found: evidence it quotes, one string per demand.
+        failure: "", or why there is no trace (a key of ``chat.CALL_FAILURES`` or ``answer.ANSWER_FAILURES``).
+        prompt_tokens: read by the model over all stages and samples, answers from the cache included.
+        completion_tokens: written by it.
     """
 
-    completion: str
-    label: str
-    mismatch: str
-    demands: tuple[Demand, ...]
-    unknown: tuple[str, ...]
-    found: tuple[str, ...]
+    completion: str = ""
+    label: str = ""
+    mismatch: str = ""
+    demands: tuple[Demand, ...] = ()
+    unknown: tuple[str, ...] = ()
+    found: tuple[str, ...] = ()
+    failure: str = ""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class Teacher(Protocol):
+    """Writes traces. One that fails on a task says so in the trace; it never raises for one task's sake."""
+
+    @property
+    def name(self) -> str:
+        """Engine, as in ``cot.teacher``."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides its traces, beside the tasks; JSON values, no secrets."""
+
+    def teach(self, tasks: Sequence[Task]) -> list[Trace]:
+        """One trace per task, in order."""
 
 
 class SymbolicTeacher:
@@ -89,6 +133,16 @@ class SymbolicTeacher:
             *(back[name].replace("{}", " ").split() for name in back if name != "price")
         )
         self._longest = max(len(phrase.split()) for phrase in self._phrases)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The vertical's words and rules, and the stages."""
+        digest = hashlib.sha256(self._vertical.model_dump_json().encode()).hexdigest()
+        return {"teacher": self.name, "stages": sorted(self._stages), "vertical": digest}
+
+    def teach(self, tasks: Sequence[Task]) -> list[Trace]:
+        """One trace per task, in order."""
+        return [self.write(task.query_id, task.query, task.item, task.caption) for task in tasks]
 
     def write(self, query_id: str, query: str, item: Mapping[Any, Any], picture: str | None) -> Trace:
         """Write the trace of one pair.

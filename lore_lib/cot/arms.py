@@ -1,0 +1,72 @@
+"""From a config to the teacher and the synthesis of an arm."""
+
+from __future__ import annotations
+
+import math
+
+from lore_lib.config import Config
+from lore_lib.cot.chat import ChatModel, Draw, HfChat, VllmChat
+from lore_lib.cot.endpoint import Limits, OpenAIChat
+from lore_lib.cot.knowledge import KnowledgeIndex
+from lore_lib.cot.replies import ReplyCache
+from lore_lib.cot.staged import StagedTeacher
+from lore_lib.cot.synthesis import ARM_STAGES, Synthesis
+from lore_lib.cot.teacher import SymbolicTeacher
+from lore_lib.vertical.definition import Vertical
+
+
+def open_chat_model(config: Config) -> ChatModel | None:
+    """The chat model of ``cot.teacher``, for all arms; None for the symbolic teacher, which needs none.
+
+    Raises:
+        EngineError: there is no such model, or the URL is none.
+    """
+    cot = config.cot
+    draw = Draw(cot.teacher_temperature, cot.teacher_max_tokens, config.seed)
+    if cot.teacher == "symbolic":
+        return None
+    if cot.teacher == "vllm":
+        return VllmChat(cot.teacher_model, draw, dtype=config.model.dtype)
+    if cot.teacher == "hf":
+        from lore_lib.sampling.engine import HfEngine, load_model, load_tokenizer
+
+        model = load_model(cot.teacher_model, config.model.dtype, config.model.device)
+        return HfChat(HfEngine(model, load_tokenizer(cot.teacher_model)), cot.teacher_model, draw)
+    limits = Limits(
+        concurrency=cot.teacher_concurrency,
+        requests_per_minute=cot.teacher_requests_per_minute or math.inf,
+        tokens_per_minute=cot.teacher_tokens_per_minute or math.inf,
+        timeout_seconds=cot.teacher_timeout_seconds,
+        attempts=cot.teacher_attempts,
+    )
+    return OpenAIChat(cot.teacher_model, cot.teacher_url, draw, limits)
+
+
+def open_synthesis(
+    config: Config,
+    arm: str,
+    vertical: Vertical,
+    knowledge: KnowledgeIndex,
+    model: ChatModel | None = None,
+    cache: ReplyCache | None = None,
+) -> Synthesis:
+    """The synthesis of one arm; naive chains that disagree are treated as ``cot.naive_disagreement`` has it.
+
+    Args:
+        config: teacher and funnel.
+        arm: "direct" or a key of ``ARM_STAGES``.
+        vertical: vocabularies and rules.
+        knowledge: what clicks and merchants say.
+        model: from :func:`open_chat_model`.
+        cache: keeps the model's replies.
+    """
+    cot = config.cot
+    disagreement = cot.naive_disagreement if arm == "naive" else "drop"
+    if arm == "direct":
+        return Synthesis(arm, None, disagreement, cot.max_words)
+    stages = ARM_STAGES[arm]
+    if model is None:
+        symbolic = SymbolicTeacher(vertical, stages, knowledge)
+        return Synthesis(arm, symbolic, disagreement, cot.max_words)
+    staged = StagedTeacher(model, vertical, stages, cache=cache, samples=cot.teacher_samples)
+    return Synthesis(arm, staged, disagreement, cot.max_words, knowledge)

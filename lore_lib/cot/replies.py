@@ -1,0 +1,78 @@
+"""Replies kept on disk by what was asked, so that a killed run pays for no call twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import threading
+from pathlib import Path
+from typing import Any
+
+from lore_lib.artifacts import make_folder
+from lore_lib.cot.chat import Reply, Request
+from lore_lib.errors import ArtifactError
+
+_CREATE = (
+    "CREATE TABLE IF NOT EXISTS replies "
+    "(key BLOB PRIMARY KEY, text TEXT, prompt_tokens INTEGER, completion_tokens INTEGER) WITHOUT ROWID"
+)
+
+
+def request_key(identity: dict[str, Any], request: Request) -> bytes:
+    """Sha256 of all that decides a reply: the model and how it is drawn, the messages, the schema."""
+    asked = [identity, [dict(message) for message in request.messages], request.schema, request.sample]
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).digest()
+
+
+class ReplyCache:
+    """A SQLite file (write-ahead log), safe for several threads and processes. Who puts failures in is wrong.
+
+    Each reply is on its way to the disk when :meth:`put` returns; a killed process loses none. One file takes
+    about a kilobyte per reply: past some ten million pairs give each worker its own.
+
+    Args:
+        path: the file; made if absent.
+
+    Raises:
+        ArtifactError: the file is no such cache. It is never deleted: it may hold what was paid for.
+    """
+
+    def __init__(self, path: Path) -> None:
+        make_folder(path.parent)
+        self._path, self._lock = path, threading.Lock()
+        try:
+            self._base = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
+            self._base.execute("PRAGMA journal_mode=WAL")
+            self._base.execute("PRAGMA synchronous=NORMAL")
+            self._base.execute(_CREATE)
+        except sqlite3.Error as error:
+            raise self._explained(error) from error
+
+    def get(self, key: bytes) -> Reply | None:
+        """The reply to a request, None where it is not known."""
+        rows = self._run("SELECT text, prompt_tokens, completion_tokens FROM replies WHERE key = ?", key)
+        return Reply(*rows[0]) if rows else None
+
+    def put(self, key: bytes, reply: Reply) -> None:
+        """Keep a good reply; of several to one request the last stays."""
+        sizes = reply.prompt_tokens, reply.completion_tokens
+        self._run("INSERT OR REPLACE INTO replies VALUES (?, ?, ?, ?)", key, reply.text, *sizes)
+
+    def __len__(self) -> int:
+        return int(self._run("SELECT count(*) FROM replies")[0][0])
+
+    def close(self) -> None:
+        """Close the file."""
+        self._base.close()
+
+    def _run(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
+        try:
+            with self._lock:
+                return self._base.execute(statement, values).fetchall()
+        except sqlite3.Error as error:
+            raise self._explained(error) from error
+
+    def _explained(self, error: sqlite3.Error) -> ArtifactError:
+        fix = "free the disk or move the file away, and run again; it may hold replies that were paid for"
+        return ArtifactError(f"the cache of replies {self._path} cannot be used: {error}. Fix: {fix}.")
