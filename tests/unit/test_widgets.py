@@ -76,6 +76,7 @@ def test_a_card_shows_query_demands_item_path_and_label(world_tables: Tables, la
         said += [str(step[name]) for name in ("demanded", "found", "relation", "level", "rule", "reason")]
     assert [text for text in said if text not in page.text] == []
     assert ("Mismatch" in page.text) == (label == "L2")
+    assert f"the path ends at {label}" in page.text
     assert page.tags["tr"] > len(json.loads(pair.path))
 
 
@@ -86,6 +87,14 @@ def test_the_steps_that_decide_stand_out(world_tables: Tables) -> None:
     assert deciding
     assert [unescape(re.findall(r"<td>(.*?)</td>", row)[4]) for row in bold] == deciding
     assert "<tr style" not in pair_card(world_tables, a_pair(world_tables, "L4").pair_id)
+
+
+def test_a_label_that_is_not_where_the_path_ends_can_be_seen(world_tables: Tables) -> None:
+    """As in a world with label noise."""
+    pair = a_pair(world_tables, "L4")
+    pairs = world_tables["pairs"].replace({"label": {"L4": "L3"}})
+    page = Page(pair_card(world_tables | {"pairs": pairs}, pair.pair_id))
+    assert "label L3; the path ends at L4" in page.text
 
 
 def test_the_picture_is_drawn_anew_and_small(world_tables: Tables) -> None:
