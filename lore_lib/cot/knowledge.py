@@ -111,12 +111,16 @@ class KnowledgeIndex:
         return cls(tables["items"], tables["clicks"], *depths, held_out, cot.retrieval, cot.encoder)
 
     def _read(self, top_clicked: int, selling_points: int, retrieval: Retrieval) -> None:
-        if retrieval != "bm25" and self._dense is None:
+        if self._dense is not None:
+            both: list[Ranking] = [self._bm25, self._dense]
+            rankings: dict[str, Ranking] = {"bm25": both[0], "dense": both[1], "hybrid": Hybrid(both)}
+            self._ranking = rankings[retrieval]
+        elif retrieval == "bm25":
+            self._ranking = self._bm25
+        else:
             raise ConfigError(f"retrieval {retrieval!r} needs a sentence encoder; name one, or use 'bm25'")
         self._top_clicked, self._selling_points, self._retrieval = top_clicked, selling_points, retrieval
         self._shops = self._points.shops
-        rankings = [ranking for ranking in (self._bm25, self._dense) if ranking is not None]
-        self._ranking: Ranking = Hybrid(rankings) if retrieval == "hybrid" else rankings[retrieval == "dense"]
 
     def reading(self, top_clicked: int, selling_points: int, retrieval: Retrieval = "bm25") -> Self:
         """The same index, read to other depths or searched in another way; nothing is copied.
@@ -180,17 +184,9 @@ class KnowledgeIndex:
 
     def explain_many(self, asks: Sequence[Ask]) -> list[dict[str, str]]:
         """:meth:`explain` for many pairs."""
-        asked = [ask if ask.words else None for ask in asks]
-        rows = iter(self._rows([ask for ask in asked if ask]))
+        votes = (self._votes(rows, ask.words) for ask, rows in zip(asks, self._rows(asks), strict=True))
         return [
-            {
-                word: count.most_common(1)[0][0]
-                for word, count in self._votes(next(rows), ask.words).items()
-                if count
-            }
-            if ask
-            else {}
-            for ask in asked
+            {word: count.most_common(1)[0][0] for word, count in words.items() if count} for words in votes
         ]
 
     def _rows(self, asks: Sequence[Ask]) -> list[list[int]]:

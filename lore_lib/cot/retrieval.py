@@ -28,6 +28,7 @@ _TOKEN = re.compile(r"\w+")
 _POSTINGS_AT_ONCE = 1 << 22  # of BM25: 50 MB of scores
 _ROWS_AT_ONCE = 1 << 16  # of the vectors, per product
 _TEXTS_AT_ONCE = 256  # encoded at a time
+_LONGEST = 512  # tokens of a text that are encoded, fewer where the tokenizer says so
 
 
 class Ranking(Protocol):
@@ -41,8 +42,9 @@ class Bm25:
     """BM25 as Lucene scores it (Kamphuis et al., ECIR 2020; k1 1.5, b 0.75), from an index of bm25s.
 
     bm25s computes every score at build time. A batch of queries is then one product of sparse matrices, which
-    reads only the texts that share a word with a query: rare words, the ones that need explaining, cost what
-    their few texts cost, where the retrievers of bm25s pass over all texts for each query. Same scores.
+    reads only the texts that share a word with a query. The retrievers of bm25s pass over all texts for each
+    query: its NumPy one is slower by far; its numba one is as fast once compiled, but compiling takes longer
+    than most runs search (``benchmarks/bench_knowledge.py``). The scores are the same.
     """
 
     def __init__(self, index: bm25s.BM25) -> None:
@@ -132,7 +134,7 @@ class Encoder:
         import torch
 
         model, tokenizer = self._parts
-        longest = min(tokenizer.model_max_length, model.config.max_position_embeddings)
+        longest = min(tokenizer.model_max_length, _LONGEST)
         vectors = []
         for start in range(0, len(texts), _TEXTS_AT_ONCE):
             part = list(texts[start : start + _TEXTS_AT_ONCE])

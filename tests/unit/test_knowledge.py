@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lore_lib.cot.selling_points as selling_points
-from lore_lib.config import CotConfig
+from lore_lib.config import CotConfig, Retrieval
 from lore_lib.cot.knowledge import Ask, KnowledgeIndex, explanation_recall, explanations, held_out_items
 from lore_lib.cot.selling_points import LONGEST_TEXT
 from lore_lib.errors import ArtifactError, ConfigError, DataError
@@ -337,7 +337,7 @@ def test_tables_that_cannot_be_read_are_named(items: pd.DataFrame, clicks: pd.Da
 
 
 @pytest.mark.parametrize("retrieval", ["dense", "hybrid"])
-def test_search_by_meaning_needs_an_encoder(retrieval: Any) -> None:
+def test_search_by_meaning_needs_an_encoder(retrieval: Retrieval) -> None:
     with pytest.raises(ConfigError, match="needs a sentence encoder"):
         index(retrieval=retrieval)
     with pytest.raises(ConfigError, match="needs a sentence encoder"):

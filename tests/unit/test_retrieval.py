@@ -8,6 +8,7 @@ from pathlib import Path
 
 import bm25s
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,10 +16,10 @@ from hypothesis import strategies as st
 from transformers import BertConfig, BertModel, BertTokenizer
 
 import lore_lib.cot.retrieval as retrieval
+from lore_lib.config import Retrieval
 from lore_lib.cot.knowledge import KnowledgeIndex
 from lore_lib.cot.retrieval import Bm25, Dense, Encoder, Hybrid, Rows
 from lore_lib.errors import EngineError
-from tests.unit.test_knowledge import POINTS, clicks_of, items_of
 
 words = st.lists(st.sampled_from(["mint", "Navy", "dress", "x", "抹茶", "(", ""]), max_size=5).map(" ".join)
 
@@ -159,14 +160,15 @@ def test_a_vector_is_the_mean_over_the_tokens(tiny_encoder: str) -> None:
 
 @pytest.mark.parametrize("how", ["dense", "hybrid"])
 def test_an_index_searched_by_meaning_is_saved_and_loaded(
-    how: retrieval.Any, tiny_encoder: str, tmp_path: Path
+    how: Retrieval, tiny_encoder: str, tmp_path: Path
 ) -> None:
-    made = KnowledgeIndex(items_of(POINTS), clicks_of([]), 5, 2, retrieval=how, encoder=tiny_encoder)
+    points = ["matcha (mint)", "frock (dress)", "matcha (navy)", "dress"]
+    items = pd.DataFrame({"item_id": list("abcd"), "selling_points": points})
+    clicks = pd.DataFrame(columns=["query_id", "item_id", "clicks"])
+    made = KnowledgeIndex(items, clicks, 5, 2, retrieval=how, encoder=tiny_encoder)
     found = made.evidence("q", ["matcha"])
     assert len(found) == 2
-    assert made.reading(0, 4).evidence("q", ["matcha"]) == [
-        POINTS[item] for item in "ade"
-    ]  # BM25 stays at hand
+    assert made.reading(0, 4).evidence("q", ["matcha"]) == [points[0], points[2]]  # BM25 stays at hand
     assert len(made.reading(0, 9, how).evidence("q", ["matcha"])) == 4  # vectors place every text
     made.save(tmp_path)
     assert KnowledgeIndex.load(tmp_path).evidence("q", ["matcha"]) == found
