@@ -84,7 +84,7 @@ class Synthesis:
         """What decides the traces, beside the rows and the index; JSON values, no secrets."""
         return {
             "arm": self.arm,
-            "teacher": self.teacher.identity if self.teacher else None,
+            "teacher": None if self.teacher is None else self.teacher.identity,
             "disagreement": self.disagreement,
             "max_words": self.max_words,
         }
@@ -93,15 +93,19 @@ class Synthesis:
         """Traces for rows as :func:`pair_rows` makes them, in their order; columns ``TRACE_COLUMNS``.
 
         ``kept`` is bool, ``reason`` a key of ``REASONS``; a failed trace has no completion. Duplicates are
-        looked for among these rows.
+        looked for among these rows; the direct arm has no funnel.
         """
         records = rows.to_dict("records")
+        if self.teacher is None:
+            gold = [Trace(render_answer(row["label"], row["mismatch"]), row["label"]) for row in records]
+            return self._frame(records, gold, ["accepted"] * len(gold))
         tasks = [self._task(row) for row in records]
-        traces = self.teacher.teach(tasks) if self.teacher else [None] * len(tasks)
-        written = [
-            self._row(row, task, trace) for row, task, trace in zip(records, tasks, traces, strict=True)
+        traces = self.teacher.teach(tasks)
+        reasons = [
+            trace.failure or self._verdict(trace, task, row["label"])
+            for trace, task, row in zip(traces, tasks, records, strict=True)
         ]
-        frame = pd.DataFrame(written, columns=TRACE_COLUMNS).astype({"kept": bool})
+        frame = self._frame(records, traces, reasons)
         again = frame.kept & frame.duplicated(["kept", "prompt", "completion"])
         return frame.assign(kept=frame.kept & ~again, reason=frame.reason.mask(again, "duplicate"))
 
@@ -113,21 +117,21 @@ class Synthesis:
             if (kept := tuple(value for value in values if value in row["prompt"]))
         }
         knowledge: tuple[str, ...] = ()
-        if self.knowledge and "knowledge" in ARM_STAGES[self.arm]:
+        if self.knowledge is not None and "knowledge" in ARM_STAGES[self.arm]:
             words = neutralise(row["query"]).split()
             knowledge = tuple(self.knowledge.evidence(row["query_id"], words, row["item_id"]))
-        return Task(row["query_id"], row["query"], row, row["picture"], shown, knowledge)
+        item = {name: row[name] for name in _ITEM_FIELDS}
+        return Task(row["query_id"], row["query"], item, row["picture"], shown, knowledge)
 
-    def _row(self, row: dict[Any, Any], task: Task, trace: Trace | None) -> dict[str, Any]:
-        gold = render_answer(row["label"], row["mismatch"])
-        if trace is None:
-            trace, reason = Trace(gold, row["label"]), "accepted"
-        else:
-            reason = trace.failure or self._verdict(trace, task, row["label"])
+    def _frame(self, records: list[dict[Any, Any]], traces: list[Trace], reasons: list[str]) -> pd.DataFrame:
+        rows = zip(records, traces, reasons, strict=True)
+        return pd.DataFrame([self._row(*row) for row in rows], columns=TRACE_COLUMNS).astype({"kept": bool})
+
+    def _row(self, row: dict[Any, Any], trace: Trace, reason: str) -> dict[str, Any]:
         completion = trace.completion
         if reason == "disagrees" and self.disagreement == "repair":
             head, _, _ = completion.rpartition("\n")
-            completion, reason = f"{head}\n{gold}", "repaired"
+            completion, reason = f"{head}\n{render_answer(row['label'], row['mismatch'])}", "repaired"
         return {
             "pair_id": row["pair_id"],
             "arm": self.arm,
@@ -148,7 +152,8 @@ class Synthesis:
             return "too_long"
         if trace.unknown and "knowledge" in ARM_STAGES[self.arm]:
             return "uncovered"
-        if not all(found == NOT_STATED or quotes(found, _evidence(task)) for found in trace.found):
+        evidence = _evidence(task)
+        if not all(found == NOT_STATED or quotes(found, evidence) for found in trace.found):
             return "invented"
         return "accepted" if trace.label == label else "disagrees"
 
@@ -164,13 +169,15 @@ def _evidence(task: Task) -> str:
     return "\n".join(lines)
 
 
-def pair_rows(tables: dict[str, pd.DataFrame], prompts: pd.DataFrame, captions: pd.Series) -> pd.DataFrame:
+def pair_rows(
+    tables: dict[str, pd.DataFrame], prompts: pd.DataFrame, captions: pd.Series | None
+) -> pd.DataFrame:
     """All that a synthesis needs to know of each pair, in the order of ``prompts``.
 
     Args:
         tables: ``queries``, ``items`` and ``pairs``.
         prompts: train rows of the features stage.
-        captions: item_id -> what the picture shows.
+        captions: item_id -> what the picture shows; None where nobody looks.
 
     Returns:
         Frame with pair_id, query_id, item_id, prompt, label (gold), mismatch (gold), query, picture and the
@@ -180,11 +187,16 @@ def pair_rows(tables: dict[str, pd.DataFrame], prompts: pd.DataFrame, captions: 
         DataError: a prompt names an unknown pair, query or item, or one without a caption entry.
     """
     rows = prompts[["pair_id", "query_id", "item_id", "prompt", "label"]]
-    seen = pd.DataFrame({"item_id": captions.index, "picture": captions.to_numpy()})
+    items = tables["items"][_ITEM_FIELDS]
+    if captions is None:
+        items = items.assign(picture=None)
+    else:
+        seen = pd.DataFrame({"item_id": captions.index, "picture": captions.to_numpy()})
+        items = items.merge(seen, on="item_id", validate="one_to_one")
     parts = {
         "pair_id": tables["pairs"][["pair_id", "mismatch"]],
         "query_id": tables["queries"][["query_id", "query"]],
-        "item_id": tables["items"][_ITEM_FIELDS].merge(seen, on="item_id"),
+        "item_id": items,
     }
     for key, part in parts.items():
         if not rows[key].isin(part[key]).all():
@@ -200,16 +212,23 @@ def in_shards(rows: pd.DataFrame, pairs: int) -> Iterator[pd.DataFrame]:
 
 
 def synthesise(
-    arm: str, tables: dict[str, pd.DataFrame], prompts: pd.DataFrame, captions: pd.Series, vertical: Vertical,
-    top_clicked: int, selling_points: int, disagreement: Literal["repair", "drop"], max_words: int = 90,
-) -> pd.DataFrame:  # fmt: skip
+    arm: str,
+    tables: dict[str, pd.DataFrame],
+    prompts: pd.DataFrame,
+    captions: pd.Series | None,
+    vertical: Vertical,
+    top_clicked: int,
+    selling_points: int,
+    disagreement: Literal["repair", "drop"],
+    max_words: int = 90,
+) -> pd.DataFrame:
     """The symbolic teacher's traces for every row of ``prompts``, with the funnel's verdict on each.
 
     Args:
         arm: "direct" (label alone) or a key of :data:`ARM_STAGES`.
         tables: ``queries``, ``items``, ``pairs`` and ``clicks``.
         prompts: train rows of the features stage.
-        captions: item_id -> what the picture shows.
+        captions: as for :func:`pair_rows`.
         vertical: vocabularies and rules.
         top_clicked: clicked items read per query; selling_points: items BM25 may add.
         disagreement, max_words: see :class:`Synthesis`.
