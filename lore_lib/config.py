@@ -18,6 +18,7 @@ from lore_lib.errors import ConfigError, nearest
 Profile = Literal["smoke", "demo", "small", "paper"]
 Arm = Literal["direct", "naive", "progressive"]
 Curriculum = Literal["easy_to_hard", "shuffled"]
+Retrieval = Literal["bm25", "dense", "hybrid"]
 PROFILES: tuple[str, ...] = get_args(Profile)
 
 # Engines that stand in for a large model, by role; every result they touch carries their name.
@@ -85,8 +86,10 @@ class CotConfig(_Frozen):
     teacher_attempts: int = Field(default=6, ge=1)  # tries per call
     teacher_prompt_price: float = Field(default=0, ge=0)  # per million tokens read
     teacher_completion_price: float = Field(default=0, ge=0)  # per million tokens written
-    top_clicked: int = Field(default=5, ge=0)  # clicked items per query that feed the knowledge index
-    selling_points: int = Field(default=3, ge=0)  # items BM25 adds where the clicks explain nothing
+    top_clicked: int = Field(default=5, ge=0)  # shops whose most clicked selling point is read per query
+    selling_points: int = Field(default=3, ge=0)  # further shops read where the clicks do not settle a word
+    retrieval: Retrieval = "bm25"  # how these are found: by words, by meaning (dense), by both (hybrid)
+    encoder: str = "sentence-transformers/all-MiniLM-L6-v2"  # folder or hub name, for dense and hybrid
     naive_disagreement: Literal["repair", "drop"] = "repair"  # naive reasoning with another verdict than gold
     max_words: int = Field(default=90, ge=1)  # longest completion the funnel keeps
 

@@ -18,7 +18,7 @@ from lore_lib.artifacts import MANIFEST, PART_SUFFIX, atomic_write, atomic_write
 from lore_lib.completion import parse, render_answer
 from lore_lib.cot.answer import ANSWER_FAILURES, quotes
 from lore_lib.cot.chat import CALL_FAILURES, REPLY_FAILURES
-from lore_lib.cot.knowledge import KnowledgeIndex
+from lore_lib.cot.knowledge import KnowledgeIndex, held_out_items
 from lore_lib.cot.teacher import STAGES, SymbolicTeacher, Task, Teacher, Trace
 from lore_lib.errors import ArtifactError, DataError, EngineError
 from lore_lib.features.prompts import item_sections, neutralise
@@ -238,7 +238,8 @@ def synthesise(
     """
     teacher = None
     if arm != "direct":
-        index = KnowledgeIndex(tables["items"], tables["clicks"], top_clicked, selling_points)
+        held_out = held_out_items(tables["pairs"])
+        index = KnowledgeIndex(tables["items"], tables["clicks"], top_clicked, selling_points, held_out)
         teacher = SymbolicTeacher(vertical, ARM_STAGES[arm], index)
     return Synthesis(arm, teacher, disagreement, max_words)(pair_rows(tables, prompts, captions))
 

@@ -22,7 +22,7 @@ from lore_lib.errors import DataError
 from lore_lib.rng import generator
 from lore_lib.vertical.definition import COLOR, Vertical, WorldSpec
 from lore_lib.vertical.kinds import JOIN, NOT_STATED, Limit
-from lore_lib.vertical.picture import render_picture
+from lore_lib.vertical.picture import STRUCTURES, render_picture
 from lore_lib.vertical.rules import Judgement, judge, share_key, verdict
 from lore_lib.vertical.schema import Demand, dump_demands
 
@@ -447,11 +447,19 @@ def seen_on_picture(vertical: Vertical, truth: Mapping[str, str]) -> str:
 
 def _item_row(world: World, item_id: str, item: Item) -> dict[str, Any]:
     vertical, category = world.vertical, item.truth["category"]
-    outline = world.spec.silhouettes[vertical.group_of[category]]
+    group = vertical.group_of[category]
+    position = vertical.taxonomy.groups[group].index(category)
+    patterns = (item.truth[dimension] for dimension in vertical.pictured if dimension != COLOR)
+    picture = render_picture(
+        vertical.shades[item.truth[COLOR]],
+        world.spec.silhouettes[group],
+        pattern=next(patterns, "plain"),
+        structure=STRUCTURES[position % len(STRUCTURES)],
+    )
     return {
         "item_id": item_id,
         **item_texts(item),
         "industry": vertical.industry_of[category],
         "truth": json.dumps(item.truth),
-        "picture": render_picture(vertical.shades[item.truth[COLOR]], outline),
+        "picture": picture,
     }
