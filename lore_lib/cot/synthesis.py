@@ -18,7 +18,7 @@ from lore_lib.artifacts import MANIFEST, PART_SUFFIX, atomic_write, atomic_write
 from lore_lib.completion import parse, render_answer
 from lore_lib.cot.answer import ANSWER_FAILURES, quotes
 from lore_lib.cot.chat import CALL_FAILURES, REPLY_FAILURES
-from lore_lib.cot.knowledge import KnowledgeIndex, held_out_items
+from lore_lib.cot.knowledge import Ask, KnowledgeIndex, held_out_items
 from lore_lib.cot.teacher import STAGES, SymbolicTeacher, Task, Teacher, Trace
 from lore_lib.errors import ArtifactError, DataError, EngineError
 from lore_lib.features.prompts import item_sections, neutralise
@@ -99,7 +99,7 @@ class Synthesis:
         if self.teacher is None:
             gold = [Trace(render_answer(row["label"], row["mismatch"]), row["label"]) for row in records]
             return self._frame(records, gold, ["accepted"] * len(gold))
-        tasks = [self._task(row) for row in records]
+        tasks = [self._task(*one) for one in zip(records, self._told(records), strict=True)]
         traces = self.teacher.teach(tasks)
         reasons = [
             trace.failure or self._verdict(trace, task, row["label"])
@@ -109,19 +109,23 @@ class Synthesis:
         again = frame.kept & frame.duplicated(["kept", "prompt", "completion"])
         return frame.assign(kept=frame.kept & ~again, reason=frame.reason.mask(again, "duplicate"))
 
-    def _task(self, row: dict[Any, Any]) -> Task:
+    def _told(self, records: list[dict[Any, Any]]) -> list[list[str]]:
+        """What merchants say about the words of each pair's query, without the judged item's own word."""
+        if self.knowledge is None or "knowledge" not in ARM_STAGES[self.arm]:
+            return [[] for _ in records]
+        return self.knowledge.evidence_many(
+            [Ask(row["query_id"], neutralise(row["query"]).split(), row["item_id"]) for row in records]
+        )
+
+    def _task(self, row: dict[Any, Any], told: list[str]) -> Task:
         sections = item_sections(row, row["picture"])
         shown = {
             name: kept
             for name, values in sections.items()
             if (kept := tuple(value for value in values if value in row["prompt"]))
         }
-        knowledge: tuple[str, ...] = ()
-        if self.knowledge is not None and "knowledge" in ARM_STAGES[self.arm]:
-            words = neutralise(row["query"]).split()
-            knowledge = tuple(self.knowledge.evidence(row["query_id"], words, row["item_id"]))
         item = {name: row[name] for name in _ITEM_FIELDS}
-        return Task(row["query_id"], row["query"], item, row["picture"], shown, knowledge)
+        return Task(row["query_id"], row["query"], item, row["picture"], shown, tuple(told))
 
     def _frame(self, records: list[dict[Any, Any]], traces: list[Trace], reasons: list[str]) -> pd.DataFrame:
         rows = zip(records, traces, reasons, strict=True)
