@@ -20,7 +20,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, sto
 from tenacity import wait_random_exponential as backoff
 
 from lore_lib.cot.chat import CALL_FAILURES, Arrived, Draw, Reply, Request, ignore, read_reply
-from lore_lib.errors import EngineError
+from lore_lib.errors import EngineError, LoreError
 
 KEY = "OPENAI_API_KEY"
 """The environment variable that holds the key; a server without keys needs none."""
@@ -174,27 +174,25 @@ class OpenAIChat:
 
     async def _complete(self, requests: Sequence[Request], arrived: Arrived) -> list[Reply]:
         replies: list[Reply] = [Reply()] * len(requests)
-        refusals: list[EngineError] = []
+        stopped: list[LoreError] = []
         in_a_row: list[str] = []
         slots = anyio.Semaphore(self._limits.concurrency)
 
         async def call(place: int) -> None:
-            async with slots:
-                if len(in_a_row) >= GIVE_UP_AFTER:
-                    reply = Reply(failure=in_a_row[-1])
-                else:
-                    try:
-                        reply = await self._ask(client, requests[place])
-                    except EngineError as error:
-                        refusals.append(error)
-                        group.cancel_scope.cancel()
-                        return
+            try:
+                async with slots:
+                    down = len(in_a_row) >= GIVE_UP_AFTER
+                    reply = Reply(failure=in_a_row[-1]) if down else await self._ask(client, requests[place])
+                replies[place] = reply
+                arrived(place, reply)
+            except LoreError as error:  # a key that is refused, a cache that cannot be written
+                stopped.append(error)
+                group.cancel_scope.cancel()
+                return
             if reply.failure in CALL_FAILURES:
                 in_a_row.append(reply.failure)
             else:
                 in_a_row.clear()
-            replies[place] = reply
-            arrived(place, reply)
 
         most = httpx.Limits(max_connections=self._limits.concurrency)
         async with (
@@ -203,8 +201,8 @@ class OpenAIChat:
         ):
             for place in range(len(requests)):
                 group.start_soon(call, place)
-        if refusals:
-            raise refusals[0]
+        if stopped:
+            raise stopped[0]
         return replies
 
     async def _ask(self, client: httpx.AsyncClient, request: Request) -> Reply:
@@ -302,6 +300,8 @@ def _checked(url: str) -> str:
 
 def _authorisation() -> dict[str, str]:
     key = os.environ.get(KEY, "").strip()
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise EngineError(f"{KEY} holds what no key does: blanks, or characters outside ASCII; set it again")
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 

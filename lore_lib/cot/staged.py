@@ -107,6 +107,7 @@ class StagedTeacher:
         self._stages = tuple(stage for stage in STAGES if stage in stages)
         self._prompts = prompts or load_prompts()
         self._cache = cache
+        self._rules = functools.lru_cache(maxsize=2**14)(self._touched)
         self._schema = answer_schema(tuple(vertical.dimensions))
         self.spent: dict[str, Usage] = defaultdict(Usage)
 
@@ -160,11 +161,10 @@ class StagedTeacher:
             return list(chain.task.knowledge)
         if stage == "vision":
             return [chain.task.caption] if chain.task.caption else []
-        return list(self._rules(chain.answer.demands())) if stage == "rules" and chain.answer else []
+        return self._rules(chain.answer.demands()) if stage == "rules" and chain.answer else []
 
-    @functools.lru_cache(maxsize=2**14)  # noqa: B019 - a teacher lives as long as its run
-    def _rules(self, demands: tuple[Demand, ...]) -> tuple[str, ...]:
-        return tuple(rule_text(rule) for rule in touched_rules(self._vertical, demands))
+    def _touched(self, demands: tuple[Demand, ...]) -> list[str]:
+        return [rule_text(rule) for rule in touched_rules(self._vertical, demands)]
 
     def _opening(self, task: Task) -> str:
         told = {section: values for section, values in task.shown.items() if section != "picture"}

@@ -18,7 +18,7 @@ from lore_lib.artifacts import MANIFEST, PART_SUFFIX, atomic_write, atomic_write
 from lore_lib.completion import parse, render_answer
 from lore_lib.cot.answer import ANSWER_FAILURES, quotes
 from lore_lib.cot.chat import CALL_FAILURES, REPLY_FAILURES
-from lore_lib.cot.knowledge import KnowledgeIndex, held_out_items
+from lore_lib.cot.knowledge import Ask, KnowledgeIndex, held_out_items
 from lore_lib.cot.teacher import STAGES, SymbolicTeacher, Task, Teacher, Trace
 from lore_lib.errors import ArtifactError, DataError, EngineError
 from lore_lib.features.prompts import item_sections, neutralise
@@ -84,7 +84,7 @@ class Synthesis:
         """What decides the traces, beside the rows and the index; JSON values, no secrets."""
         return {
             "arm": self.arm,
-            "teacher": self.teacher.identity if self.teacher else None,
+            "teacher": None if self.teacher is None else self.teacher.identity,
             "disagreement": self.disagreement,
             "max_words": self.max_words,
         }
@@ -93,41 +93,49 @@ class Synthesis:
         """Traces for rows as :func:`pair_rows` makes them, in their order; columns ``TRACE_COLUMNS``.
 
         ``kept`` is bool, ``reason`` a key of ``REASONS``; a failed trace has no completion. Duplicates are
-        looked for among these rows.
+        looked for among these rows; the direct arm has no funnel.
         """
         records = rows.to_dict("records")
-        tasks = [self._task(row) for row in records]
-        traces = self.teacher.teach(tasks) if self.teacher else [None] * len(tasks)
-        written = [
-            self._row(row, task, trace) for row, task, trace in zip(records, tasks, traces, strict=True)
+        if self.teacher is None:
+            gold = [Trace(render_answer(row["label"], row["mismatch"]), row["label"]) for row in records]
+            return self._frame(records, gold, ["accepted"] * len(gold))
+        tasks = [self._task(*one) for one in zip(records, self._told(records), strict=True)]
+        traces = self.teacher.teach(tasks)
+        reasons = [
+            trace.failure or self._verdict(trace, task, row["label"])
+            for trace, task, row in zip(traces, tasks, records, strict=True)
         ]
-        frame = pd.DataFrame(written, columns=TRACE_COLUMNS).astype({"kept": bool})
+        frame = self._frame(records, traces, reasons)
         again = frame.kept & frame.duplicated(["kept", "prompt", "completion"])
         return frame.assign(kept=frame.kept & ~again, reason=frame.reason.mask(again, "duplicate"))
 
-    def _task(self, row: dict[Any, Any]) -> Task:
+    def _told(self, records: list[dict[Any, Any]]) -> list[list[str]]:
+        """What merchants say about the words of each pair's query, without the judged item's own word."""
+        if self.knowledge is None or "knowledge" not in ARM_STAGES[self.arm]:
+            return [[] for _ in records]
+        return self.knowledge.evidence_many(
+            [Ask(row["query_id"], neutralise(row["query"]).split(), row["item_id"]) for row in records]
+        )
+
+    def _task(self, row: dict[Any, Any], told: list[str]) -> Task:
         sections = item_sections(row, row["picture"])
         shown = {
             name: kept
             for name, values in sections.items()
             if (kept := tuple(value for value in values if value in row["prompt"]))
         }
-        knowledge: tuple[str, ...] = ()
-        if self.knowledge and "knowledge" in ARM_STAGES[self.arm]:
-            words = neutralise(row["query"]).split()
-            knowledge = tuple(self.knowledge.evidence(row["query_id"], words, row["item_id"]))
-        return Task(row["query_id"], row["query"], row, row["picture"], shown, knowledge)
+        item = {name: row[name] for name in _ITEM_FIELDS}
+        return Task(row["query_id"], row["query"], item, row["picture"], shown, tuple(told))
 
-    def _row(self, row: dict[Any, Any], task: Task, trace: Trace | None) -> dict[str, Any]:
-        gold = render_answer(row["label"], row["mismatch"])
-        if trace is None:
-            trace, reason = Trace(gold, row["label"]), "accepted"
-        else:
-            reason = trace.failure or self._verdict(trace, task, row["label"])
+    def _frame(self, records: list[dict[Any, Any]], traces: list[Trace], reasons: list[str]) -> pd.DataFrame:
+        rows = zip(records, traces, reasons, strict=True)
+        return pd.DataFrame([self._row(*row) for row in rows], columns=TRACE_COLUMNS).astype({"kept": bool})
+
+    def _row(self, row: dict[Any, Any], trace: Trace, reason: str) -> dict[str, Any]:
         completion = trace.completion
         if reason == "disagrees" and self.disagreement == "repair":
             head, _, _ = completion.rpartition("\n")
-            completion, reason = f"{head}\n{gold}", "repaired"
+            completion, reason = f"{head}\n{render_answer(row['label'], row['mismatch'])}", "repaired"
         return {
             "pair_id": row["pair_id"],
             "arm": self.arm,
@@ -148,7 +156,8 @@ class Synthesis:
             return "too_long"
         if trace.unknown and "knowledge" in ARM_STAGES[self.arm]:
             return "uncovered"
-        if not all(found == NOT_STATED or quotes(found, _evidence(task)) for found in trace.found):
+        evidence = _evidence(task)
+        if not all(found == NOT_STATED or quotes(found, evidence) for found in trace.found):
             return "invented"
         return "accepted" if trace.label == label else "disagrees"
 
@@ -164,13 +173,15 @@ def _evidence(task: Task) -> str:
     return "\n".join(lines)
 
 
-def pair_rows(tables: dict[str, pd.DataFrame], prompts: pd.DataFrame, captions: pd.Series) -> pd.DataFrame:
+def pair_rows(
+    tables: dict[str, pd.DataFrame], prompts: pd.DataFrame, captions: pd.Series | None
+) -> pd.DataFrame:
     """All that a synthesis needs to know of each pair, in the order of ``prompts``.
 
     Args:
         tables: ``queries``, ``items`` and ``pairs``.
         prompts: train rows of the features stage.
-        captions: item_id -> what the picture shows.
+        captions: item_id -> what the picture shows; None where nobody looks.
 
     Returns:
         Frame with pair_id, query_id, item_id, prompt, label (gold), mismatch (gold), query, picture and the
@@ -180,11 +191,16 @@ def pair_rows(tables: dict[str, pd.DataFrame], prompts: pd.DataFrame, captions: 
         DataError: a prompt names an unknown pair, query or item, or one without a caption entry.
     """
     rows = prompts[["pair_id", "query_id", "item_id", "prompt", "label"]]
-    seen = pd.DataFrame({"item_id": captions.index, "picture": captions.to_numpy()})
+    items = tables["items"][_ITEM_FIELDS]
+    if captions is None:
+        items = items.assign(picture=None)
+    else:
+        seen = pd.DataFrame({"item_id": captions.index, "picture": captions.to_numpy()})
+        items = items.merge(seen, on="item_id", validate="one_to_one")
     parts = {
         "pair_id": tables["pairs"][["pair_id", "mismatch"]],
         "query_id": tables["queries"][["query_id", "query"]],
-        "item_id": tables["items"][_ITEM_FIELDS].merge(seen, on="item_id"),
+        "item_id": items,
     }
     for key, part in parts.items():
         if not rows[key].isin(part[key]).all():
@@ -200,16 +216,23 @@ def in_shards(rows: pd.DataFrame, pairs: int) -> Iterator[pd.DataFrame]:
 
 
 def synthesise(
-    arm: str, tables: dict[str, pd.DataFrame], prompts: pd.DataFrame, captions: pd.Series, vertical: Vertical,
-    top_clicked: int, selling_points: int, disagreement: Literal["repair", "drop"], max_words: int = 90,
-) -> pd.DataFrame:  # fmt: skip
+    arm: str,
+    tables: dict[str, pd.DataFrame],
+    prompts: pd.DataFrame,
+    captions: pd.Series | None,
+    vertical: Vertical,
+    top_clicked: int,
+    selling_points: int,
+    disagreement: Literal["repair", "drop"],
+    max_words: int = 90,
+) -> pd.DataFrame:
     """The symbolic teacher's traces for every row of ``prompts``, with the funnel's verdict on each.
 
     Args:
         arm: "direct" (label alone) or a key of :data:`ARM_STAGES`.
         tables: ``queries``, ``items``, ``pairs`` and ``clicks``.
         prompts: train rows of the features stage.
-        captions: item_id -> what the picture shows.
+        captions: as for :func:`pair_rows`.
         vertical: vocabularies and rules.
         top_clicked: clicked items read per query; selling_points: items BM25 may add.
         disagreement, max_words: see :class:`Synthesis`.

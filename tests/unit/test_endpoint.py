@@ -24,7 +24,7 @@ from lore_lib.cot.endpoint import KEY, LONGEST_WAIT, Limits, OpenAIChat, Pace
 from lore_lib.cot.replies import ReplyCache
 from lore_lib.cot.staged import StagedTeacher
 from lore_lib.cot.synthesis import Synthesis, in_shards, pair_rows, synthesise_to
-from lore_lib.errors import EngineError
+from lore_lib.errors import ArtifactError, EngineError
 from lore_lib.vertical.definition import Vertical
 
 SECRET = "sk-never-to-be-seen-0123456789"
@@ -299,6 +299,24 @@ def test_the_key_is_sent_and_seen_nowhere_else(
     monkeypatch.delenv(KEY)
     model.complete(requests("x"))
     assert stub.keys[-1] == ""
+
+
+@pytest.mark.parametrize("key", [f"{SECRET}\nX-Other: 1", f"{SECRET} two", f"{SECRET}\u2026"])
+def test_what_cannot_be_a_key_is_refused_without_showing_it(
+    stub: Stub, waits: Waits, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, key: str
+) -> None:
+    monkeypatch.setenv(KEY, key)
+    with caplog.at_level(logging.DEBUG), pytest.raises(EngineError, match="what no key does") as caught:
+        client(stub.url, waits).complete(requests("x"))
+    assert SECRET not in str(caught.value) + caplog.text
+
+
+def test_a_cache_that_cannot_be_written_stops_the_batch_with_its_reason(stub: Stub, waits: Waits) -> None:
+    def full(place: int, reply: Reply) -> None:
+        raise ArtifactError("the disk is full")
+
+    with pytest.raises(ArtifactError, match="the disk is full"):
+        client(stub.url, waits).complete(requests("a", "b"), full)
 
 
 def finish(coroutine: Coroutine[Any, Any, None]) -> None:

@@ -184,14 +184,20 @@ def test_a_teacher_gets_nothing_of_the_label_and_fails_by_name(made: Made) -> No
     Synthesis("naive", lies, "repair")(rows.assign(label="L1", mismatch=""))
     shown = [(t.query, t.caption, t.shown, t.knowledge, t.item["title"]) for t in parrot.tasks]
     assert shown == [(t.query, t.caption, t.shown, t.knowledge, t.item["title"]) for t in lies.tasks]
+    assert not {"label", "mismatch", "truth"} & set(parrot.tasks[0].item)
 
 
-def test_the_same_prompt_and_completion_are_kept_once(made: Made) -> None:
+def test_the_same_prompt_and_completion_are_kept_once(made: Made, naive: Synthesis) -> None:
     rows = pair_rows(made.tables, made.prompts.head(3), made.captions)
     twice = pd.concat([rows, rows.assign(pair_id=rows.pair_id + "-again")])
-    frame = Synthesis("direct", None, "drop")(twice)
-    assert frame.reason.tolist() == ["accepted"] * 3 + ["duplicate"] * 3
+    frame = naive(twice)
     assert frame.kept.tolist() == [True] * 3 + [False] * 3
+    assert frame.reason.tolist()[3:] == ["duplicate"] * 3
+
+
+def test_the_direct_arm_needs_no_pictures(made: Made) -> None:
+    rows = pair_rows(made.tables, made.prompts.head(3), None)
+    assert Synthesis("direct", None, "drop")(rows).kept.all()
 
 
 def test_a_prompt_of_an_unknown_item_is_counted_and_named(made: Made) -> None:
