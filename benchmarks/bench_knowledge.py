@@ -1,6 +1,6 @@
 """The knowledge index at rising sizes: building, saving, loading and searching it, and what it may miss.
 
-    python benchmarks/bench_knowledge.py [--sizes 10000 100000 1000000]
+    python benchmarks/bench_knowledge.py [--largest 1000000]
 
 Items of the bundled world, each with an article number in its text (so that no two are kept as one, the worst
 case), of 1,000 shops, with ten rows of the click log each. Every size runs in a process of its own. Seconds

@@ -280,7 +280,7 @@ def _data(spec: StageSpec, config: Config) -> dict[str, str]:
     ]
     if "serving" in spec.sections:
         folders.append(root / config.serving.student_base)
-    files = sorted({path for folder in folders for path in folder.glob("*") if path.is_file()})
+    files = sorted({path for folder in folders for path in folder.rglob("*") if path.is_file()})
     return {os.path.relpath(path, root): _fingerprint(path) for path in files}
 
 

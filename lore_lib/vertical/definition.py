@@ -95,6 +95,9 @@ class WorldSpec(BaseModel):
             for at, name in enumerate(names):
                 if name not in known:
                     yield Problem((field, at), f"unknown dimension {name!r}; {nearest(name, known)}")
+        for at, name in enumerate(self.optional):
+            if name in vertical.pictured:
+                yield Problem(("optional", at), f"{name!r} is on every picture, so never unstated; drop it")
         if not math.isclose(sum(self.asks.values()), 1.0):
             yield Problem(("asks",), f"shares sum to {sum(self.asks.values()):g}, not to 1")
         for name in self.asks:
@@ -162,6 +165,9 @@ class Vertical(BaseModel):
         if not isinstance(self.dimensions.get("category"), Taxonomy):
             said = "every vertical needs dimension 'category' of kind 'taxonomy'"
             yield Problem(("dimensions",), f"{said}; its groups tell what is unrelated")
+        if len(patterns := [name for name in self.pictured if name != COLOR]) > 1:
+            said = f"{' and '.join(patterns)} are pictured, but a picture shows one pattern; keep one"
+            yield Problem(("dimensions", patterns[1], "pictured"), said)
         yield from self._word_problems()
         if self.world is not None:
             for need, kind in (("price", Limit), (COLOR, Family)):

@@ -528,6 +528,8 @@ class Set(_Kind):
 
     def problems(self) -> Iterator[Problem]:
         yield from _repeated("values", {"": self.values})
+        if self.pictured and (self.general or self.several > 1):
+            yield Problem(("pictured",), "a picture shows one pattern; drop 'general' and 'several'")
         for at, value in enumerate(self.values):
             if self.pictured and value not in PATTERNS:
                 said = f"{value!r} cannot be drawn or seen; {nearest(value, PATTERNS)}"

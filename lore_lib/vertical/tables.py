@@ -35,4 +35,5 @@ def load_tables(vertical: Vertical, sizes: WorldConfig, seed: int) -> Tables:
     if (folder / "pairs.parquet").exists():
         return check_tables({name: read_parquet(folder / f"{name}.parquet") for name in COLUMNS}, folder)
     split_sizes = {"train": sizes.train_queries, "dev": sizes.dev_queries, "test": sizes.test_queries}
-    return generate_tables(vertical, split_sizes, sizes.pairs_per_query, sizes.clicked_per_query, seed)
+    per_query = sizes.pairs_per_query, sizes.clicked_per_query
+    return generate_tables(vertical, split_sizes, *per_query, seed, sizes.label_noise)

@@ -200,6 +200,22 @@ def write(fields: Any, at: tuple[str | int, ...], value: Any) -> None:
     fields[at[-1]] = value
 
 
+PICTURES: list[tuple[tuple[str, ...], Any, str]] = [
+    (("world", "optional"), ["color"], "is on every picture"),
+    (("dimensions", "style", "pictured"), True, "a picture shows one pattern; keep one"),
+    (("dimensions", "style_detail", "several"), 2, "drop 'general' and 'several'"),
+    (("dimensions", "style_detail", "values"), ["plain", "dottet"], "did you mean 'dotted'?"),
+]
+
+
+@pytest.mark.parametrize(("at", "value", "said"), PICTURES, ids=lambda x: str(x)[:40])
+def test_what_cannot_be_drawn_is_refused(
+    fields: dict[str, Any], at: tuple[str, ...], value: Any, said: str, tmp_path: Path
+) -> None:
+    write(fields, at, value)
+    assert [message for _, message in found(fields, tmp_path) if said in message]
+
+
 def test_every_contradiction_is_listed_in_one_error(fields: dict[str, Any], tmp_path: Path) -> None:
     chosen = [CONTRADICTIONS[n] for n in (0, 1, 6, 8, 9, 11, 13, 14, 19, 25)]
     for at, value, _, _ in chosen:
