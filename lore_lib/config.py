@@ -25,7 +25,11 @@ PROFILES: tuple[str, ...] = get_args(Profile)
 MOCKS = {"captioner": {"pixels": "a vision-language model"}, "teacher": {"symbolic": "a large teacher model"}}
 
 # What this version can run; the other choices are the paper's own, and nothing stands in for them silently.
-BUILT = {"features.captioner": ("pixels",), "cot.teacher": ("symbolic",), "sampling.engine": ("hf",)}
+BUILT = {
+    "features.captioner": ("pixels",),
+    "cot.teacher": ("symbolic", "openai", "hf", "vllm"),
+    "sampling.engine": ("hf",),
+}
 
 
 class _Frozen(BaseModel):

@@ -104,7 +104,7 @@ _SPECS = (
         "Knowledge, vision and rules enter the chain of thought; a funnel keeps what is sound",
         needs=("01_features",),
         sections=(*_BASE, "cot"),
-        promises=("teacher.parquet",),
+        promises=("recall.parquet", "teacher.parquet"),
         minutes=(0.2, 0.2, 2, 600),
     ),
     _spec(

@@ -41,6 +41,11 @@ class Slang(BaseModel):
             raise ValueError(f"'means' must hold exactly one dimension: value, found {len(self.means)}")
         return self
 
+    @property
+    def meaning(self) -> str:
+        """The value it stands for, several joined by "+"."""
+        return next(iter(self.means.values()))
+
     def demands(self, surface: str) -> tuple[Demand, ...]:
         """What a query demands by writing ``surface``."""
         ((dimension, values),) = self.means.items()
