@@ -17,8 +17,8 @@ from lore_lib.sampling.engine import HfEngine, Sampling, chat_text, load_model, 
 from lore_lib.sampling.pass_at_k import effects_table
 from lore_lib.training.sft import SftJob, train_sft, training_history
 from lore_lib.vertical.adapters import icecat
+from lore_lib.vertical.contract import SPLITS
 from lore_lib.vertical.definition import Vertical
-from lore_lib.vertical.tables import SPLITS
 
 pytestmark = pytest.mark.real_data
 
