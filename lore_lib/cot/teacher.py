@@ -8,6 +8,9 @@ teacher writes only what its evidence supports. It reads the query's words again
 * without ``vision`` the colour is what the seller's text states, if anything;
 * without ``rules`` it judges by everyday sense (see :func:`lore_lib.vertical.rules.judge`).
 
+A demand is written by its meaning alone, not by the shopper's word: a small student can learn what a word
+that it has never read means, but not how to spell it.
+
 It is a stand-in for a large language model on machines without one: its accuracy per stage is a property of
 its design, and every result that it touched says so.
 """
@@ -169,8 +172,7 @@ class SymbolicTeacher:
     def _reason(
         self, demands: tuple[Demand, ...], unknown: tuple[str, ...], stated: dict[str, str], title: str
     ) -> Trace:
-        need = [f"{d.surface} = {d.dimension} {d.value}" if self._learned(d) else _plain(d) for d in demands]
-        lines = ["need: " + ", ".join([*need, *unknown])]
+        lines = ["need: " + ", ".join([*map(_plain, demands), *unknown])]
         level, mismatch, found = 4, "", []
         if demands:
             result = judge(self._vertical, demands, stated, "rules" in self._stages)
@@ -195,9 +197,6 @@ class SymbolicTeacher:
             if all(value in self._dimension_of for value in meaning.split(JOIN))
             for value in meaning.split(JOIN)
         )
-
-    def _learned(self, demand: Demand) -> bool:
-        return not demand.negated and demand.surface not in (demand.value, f"under {demand.value}")
 
     def _read_query(self, query: str) -> tuple[tuple[Demand, ...], tuple[str, ...]]:
         words = query.split()
