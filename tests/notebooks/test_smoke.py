@@ -18,16 +18,19 @@ pytestmark = [pytest.mark.notebook, pytest.mark.timeout(1200)]
 # Ranges that a broken pipeline would miss: (stage, metric) -> (least, most).
 RANGES: dict[tuple[str, str], tuple[float, float]] = {
     ("00_start_here", "pairs judged"): (4, 4),
-    ("01_features", "colour accuracy | pixels"): (0.99, 1),  # the pictures show the true colour
-    ("01_features", "colour accuracy | seller's text"): (0.4, 0.8),  # the text often does not
+    ("01_features", "color accuracy | pixels"): (0.99, 1),  # the pictures show the true colour
+    ("01_features", "color accuracy | seller's text"): (0.4, 0.8),  # the text often does not
+    ("01_features", "style_detail accuracy | pixels"): (0.99, 1),  # nor does it ever tell the pattern
+    ("01_features", "style_detail accuracy | seller's text"): (0, 0),
     ("01_features", "share of pairs | plain"): (0.4, 0.75),
     ("01_features", "prompt tokens, median | title, price (short)"): (20, 40),
     ("01_features", "prompt tokens, median | + shop, selling_points (full)"): (50, 100),
     ("01_features", "pass@1, all pairs | + picture (mid)"): (0, 0.9),  # hardly tuned: more would be a leak
+    ("02_cot_synthesis", "meaning found | both"): (0.9, 1),
     ("02_cot_synthesis", "teacher accuracy | naive"): (0.3, 0.75),
     ("02_cot_synthesis", "teacher accuracy | progressive"): (0.98, 1),  # all evidence, all rules
     ("02_cot_synthesis", "kept share | progressive"): (0.9, 1),
-    ("03_sft", "final loss | direct"): (0.01, 1.5),  # untrained: ln(984) = 6.9
+    ("03_sft", "final loss | direct"): (0.01, 1.5),  # untrained: ln(1271) = 7.1
     ("03_sft", "final loss | progressive"): (0.01, 3),
     ("04_pass_at_8", "pass@1 | direct"): (0.05, 0.95),
     ("04_pass_at_8", "parse rate | direct"): (0.3, 1),
