@@ -53,7 +53,7 @@ def run_command(
 ) -> None:
     """Run the notebooks in order; stages that have not changed are left as they are."""
     from lore_lib.config import load_config
-    from lore_lib.run.report import print_table, write_html
+    from lore_lib.run.report import print_summary, write_html
     from lore_lib.run.runner import run_stages
 
     config = load_config(profile, vertical, run, seed, _overrides(settings))
@@ -70,7 +70,7 @@ def run_command(
             only=only or (),
             watch=lines.show,
         )
-    print_table(config.run, console)
+    print_summary(config.run, console)
     console.print(f"report: {write_html(config.run)}", markup=False, soft_wrap=True)
 
 
@@ -80,13 +80,13 @@ def report_command(
     json: Annotated[bool, typer.Option("--json", help="Print the results as JSON instead.")] = False,
 ) -> None:
     """Show the results of a run and write its HTML page."""
-    from lore_lib.run.report import as_json, print_table, write_html
+    from lore_lib.run.report import as_json, print_summary, write_html
 
     if json:
         typer.echo(as_json(run))
         return
     console = Console(highlight=False)
-    print_table(run, console)
+    print_summary(run, console)
     console.print(f"report: {write_html(run)}", markup=False, soft_wrap=True)
 
 
