@@ -89,7 +89,7 @@ def test_every_test_runs_somewhere(root: Path) -> None:
     """`make test` runs what plain pytest leaves out, but for what needs other hardware or extras."""
     makefile = (root / "Makefile").read_text()
     (left_out,) = re.findall(r'pytest -m "([^"]*)"', makefile)
-    assert set(left_out.replace("and", "").replace("not", "").split()) == {"gpu", "slow", "vllm", "browser"}
+    assert set(left_out.replace("and", "").replace("not", "").split()) == {"gpu", "vllm"}
 
 
 def imported(root: Path) -> set[str]:
