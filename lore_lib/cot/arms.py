@@ -6,12 +6,13 @@ import math
 
 from lore_lib.config import Config
 from lore_lib.cot.chat import ChatModel, Draw, HfChat, VllmChat
-from lore_lib.cot.endpoint import Limits, OpenAIChat
+from lore_lib.cot.endpoint import OpenAIChat
 from lore_lib.cot.knowledge import KnowledgeIndex
 from lore_lib.cot.replies import ReplyCache
 from lore_lib.cot.staged import StagedTeacher
 from lore_lib.cot.synthesis import ARM_STAGES, Synthesis
 from lore_lib.cot.teacher import SymbolicTeacher
+from lore_lib.endpoint import Limits
 from lore_lib.vertical.definition import Vertical
 
 
