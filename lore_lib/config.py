@@ -96,6 +96,11 @@ class CotConfig(_Frozen):
     encoder: str = "sentence-transformers/all-MiniLM-L6-v2"  # folder or hub name, for dense and hybrid
     naive_disagreement: Literal["repair", "drop"] = "repair"  # naive reasoning with another verdict than gold
     max_words: int = Field(default=90, ge=1)  # longest completion the funnel keeps
+    ablation_pairs: int = Field(default=600, ge=1)  # train pairs of the experiment that leaves out stages
+    ablation_epochs: float = Field(default=3, gt=0)  # passes over them
+    ablation_samples: int = Field(default=8, ge=1)  # completions per dev pair
+    ablation_seeds: tuple[int, ...] = Field(default=(0,), min_length=1)  # one training per arm and seed
+    on_policy_samples: int = Field(default=4, ge=1)  # chains the student writes per train pair
 
     @field_validator("teacher_url")
     @classmethod
@@ -288,6 +293,10 @@ PROFILE_TABLE: dict[str, tuple[Any, Any, Any]] = {
     "cot.teacher": (None, None, "openai"),
     "cot.teacher_model": (None, None, "Qwen/Qwen2.5-72B-Instruct"),
     "cot.max_words": (None, None, 300),
+    "cot.ablation_pairs": (48, None, 20_000),
+    "cot.ablation_epochs": (1, 2, 2),
+    "cot.ablation_samples": (2, None, None),
+    "cot.on_policy_samples": (2, None, None),
     "sft.epochs": (4, 2, 2),
     "sft.learning_rate": (None, 2e-4, 1e-4),
     "sft.batch_pairs": (None, 32, 128),
