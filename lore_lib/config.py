@@ -201,6 +201,10 @@ class RairConfig(_Frozen):
 
     bootstrap: int = Field(default=1000, ge=1)  # resamples behind each interval
     greedy: bool = True  # judge with one greedy completion (else one sample)
+    limit: int = Field(default=0, ge=0)  # pairs of each subset that are judged; 0 = all
+    encoder: str = ""  # of the cosine judge: folder or hub name; "bundled" is the extra's; "" leaves it out
+    judge_model: str = ""  # a further judge, by its name at the endpoint below; "" for none
+    judge_url: str = "http://localhost:8000/v1"  # OpenAI-compatible; its key is in OPENAI_API_KEY, if any
 
 
 class ServingConfig(_Frozen):
@@ -316,6 +320,7 @@ PROFILE_TABLE: dict[str, tuple[Any, Any, Any]] = {
     "grpo.probe_every_rollouts": (1, None, 20),
     "grpo.probe_pairs": (12, None, None),
     "rair.bootstrap": (200, None, None),
+    "rair.limit": (12, None, None),
     "serving.requests": (5000, None, 2_000_000),
     "serving.student_base": (None, None, "Qwen/Qwen2.5-0.5B"),
     "serving.student_epochs": (1, None, None),
