@@ -28,7 +28,7 @@ MOCKS = {"captioner": {"pixels": "a vision-language model"}, "teacher": {"symbol
 BUILT = {
     "features.captioner": ("pixels",),
     "cot.teacher": ("symbolic", "openai", "hf", "vllm"),
-    "sampling.engine": ("hf",),
+    "sampling.engine": ("hf", "vllm", "openai"),
 }
 
 
@@ -36,6 +36,12 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, hide_input_in_errors=True
     )
+
+
+def _no_secret(url: str) -> str:
+    if "@" in url or "?" in url:
+        raise ValueError("no password or query in it; the key belongs in OPENAI_API_KEY")
+    return url
 
 
 class ModelConfig(_Frozen):
@@ -97,12 +103,7 @@ class CotConfig(_Frozen):
     naive_disagreement: Literal["repair", "drop"] = "repair"  # naive reasoning with another verdict than gold
     max_words: int = Field(default=90, ge=1)  # longest completion the funnel keeps
 
-    @field_validator("teacher_url")
-    @classmethod
-    def _no_secret(cls, url: str) -> str:
-        if "@" in url or "?" in url:
-            raise ValueError("no password or query in it; the key belongs in OPENAI_API_KEY")
-        return url
+    _teacher_url = field_validator("teacher_url")(_no_secret)
 
     @model_validator(mode="after")
     def _teacher_can_teach(self) -> "CotConfig":
@@ -130,14 +131,19 @@ class SftConfig(_Frozen):
 class SamplingConfig(_Frozen):
     """Completions drawn to measure pass@k."""
 
-    engine: Literal["hf", "vllm", "openai"] = "hf"  # who generates
+    engine: Literal["hf", "vllm", "openai"] = "hf"  # who generates: in process, offline vLLM, or a server
+    url: str = "http://localhost:8000/v1"  # of the server (openai); its key is in OPENAI_API_KEY, if any
+    tensor_parallel: int = Field(default=1, ge=1)  # GPUs that one model is spread over (vllm)
     n: int = Field(default=8, ge=1)  # completions per pair
     k: int = Field(default=8, ge=1)  # k of pass@k, at most n
     temperature: float = Field(default=1.0, gt=0)  # softmax temperature
     max_completion_tokens: int = Field(default=112, ge=1)  # longer ones are cut and counted
-    batch_completions: int = Field(default=256, ge=1)  # completions decoded at once
+    batch_completions: int = Field(default=256, ge=1)  # decoded at once (hf), or calls in flight (openai)
     pool_pairs: int = Field(default=400, ge=1)  # train pairs sampled too, for the hard pool and the student
+    pool_n: int = Field(default=16, ge=1)  # completions for each of them: more, to tell hard from unsolved
     bootstrap: int = Field(default=1000, ge=1)  # resamples behind each interval
+
+    _url = field_validator("url")(_no_secret)
 
     @model_validator(mode="after")
     def _k_within_n(self) -> "SamplingConfig":
@@ -145,6 +151,8 @@ class SamplingConfig(_Frozen):
             raise ValueError(
                 f"k={self.k} is more than n={self.n} completions per pair; use k<={self.n} or n={self.k}"
             )
+        if self.k > self.pool_n:
+            raise ValueError(f"k={self.k} is more than pool_n={self.pool_n}; use pool_n={self.k} or more")
         return self
 
 
@@ -297,6 +305,7 @@ PROFILE_TABLE: dict[str, tuple[Any, Any, Any]] = {
     "sampling.max_completion_tokens": (None, 256, 1024),
     "sampling.batch_completions": (None, 64, 4096),
     "sampling.pool_pairs": (40, None, 20_000),
+    "sampling.pool_n": (8, None, None),
     "sampling.bootstrap": (200, None, None),
     "grpo.seeds": ((0,), None, None),
     "grpo.prompts_per_rollout": (4, 16, 128),
