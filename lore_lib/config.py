@@ -123,6 +123,7 @@ class SftConfig(_Frozen):
     epochs: float = Field(default=3, gt=0)  # passes over the training set
     learning_rate: float = Field(default=2e-3, gt=0)  # peak of the schedule
     batch_pairs: int = Field(default=16, ge=1)  # pairs per optimiser step
+    pairs_at_once: int = Field(default=0, ge=0)  # most pairs a device holds at once; 0 = no bound
     max_sequence_tokens: int = Field(default=256, ge=16)  # prompt and completion together
     warmup_share: float = Field(default=0.05, ge=0, lt=1)  # share of steps spent warming up
     checkpoint_steps: int = Field(default=50, ge=1)  # optimiser steps between resumable checkpoints
@@ -233,6 +234,8 @@ class RuntimeConfig(_Frozen):
     """How the work is done; never changes a result."""
 
     workers: int = Field(default=3, ge=1)  # independent trainings at once, one thread each
+    processes: int = Field(default=1, ge=1)  # that train one model together; above 1, by accelerate launch
+    accelerate: str = "ddp"  # how they do: configs/accelerate/<name>.yaml
     stage_timeout_minutes: float = Field(default=60.0, gt=0)  # a notebook that takes longer is stopped
 
 
@@ -299,6 +302,7 @@ PROFILE_TABLE: dict[str, tuple[Any, Any, Any]] = {
     "sft.epochs": (4, 2, 2),
     "sft.learning_rate": (None, 2e-4, 1e-4),
     "sft.batch_pairs": (None, 32, 128),
+    "sft.pairs_at_once": (None, 8, 4),
     "sft.max_sequence_tokens": (None, 1152, 4096),
     "sft.checkpoint_steps": (20, None, 100),
     "sampling.engine": (None, None, "vllm"),
@@ -319,6 +323,7 @@ PROFILE_TABLE: dict[str, tuple[Any, Any, Any]] = {
     "serving.requests": (5000, None, 2_000_000),
     "serving.student_base": (None, None, "Qwen/Qwen2.5-0.5B"),
     "serving.student_epochs": (1, None, None),
+    "runtime.workers": (None, 1, 1),
     "runtime.stage_timeout_minutes": (10.0, 720.0, 2880.0),
 }
 _COLUMN = {"smoke": 0, "small": 1, "paper": 2}
