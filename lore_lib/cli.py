@@ -130,6 +130,17 @@ def pretrain_nano_command(
     typer.echo(pretrain([load_vertical(name) for name in verticals], out, documents, seed, bf16=bf16))
 
 
+@commands.command("convert-gguf")
+def convert_gguf_command(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .gguf file of an instruction-tuned model.")],
+    out: Annotated[Path, typer.Option(help="Folder of the model; it must not exist yet.")],
+) -> None:
+    """Turn a GGUF file into a model folder that can be tuned: then --set model.base=FOLDER."""
+    from lore_lib.training.convert import convert_gguf
+
+    typer.echo(convert_gguf(file, out))
+
+
 @commands.command("generate")
 def generate_command(
     items: Annotated[int, typer.Option(help="At least so many items; whole queries of 6 items are made.")],

@@ -28,7 +28,7 @@ MOCKS = {"captioner": {"pixels": "a vision-language model"}, "teacher": {"symbol
 BUILT = {
     "features.captioner": ("pixels",),
     "cot.teacher": ("symbolic", "openai", "hf", "vllm"),
-    "sampling.engine": ("hf",),
+    "sampling.engine": ("hf", "vllm", "openai"),
 }
 
 
@@ -36,6 +36,12 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, hide_input_in_errors=True
     )
+
+
+def _no_secret(url: str) -> str:
+    if "@" in url or "?" in url:
+        raise ValueError("no password or query in it; the key belongs in OPENAI_API_KEY")
+    return url
 
 
 class ModelConfig(_Frozen):
@@ -102,12 +108,7 @@ class CotConfig(_Frozen):
     ablation_seeds: tuple[int, ...] = Field(default=(0,), min_length=1)  # one training per arm and seed
     on_policy_samples: int = Field(default=4, ge=1)  # chains the student writes per train pair
 
-    @field_validator("teacher_url")
-    @classmethod
-    def _no_secret(cls, url: str) -> str:
-        if "@" in url or "?" in url:
-            raise ValueError("no password or query in it; the key belongs in OPENAI_API_KEY")
-        return url
+    _teacher_url = field_validator("teacher_url")(_no_secret)
 
     @model_validator(mode="after")
     def _teacher_can_teach(self) -> "CotConfig":
@@ -127,6 +128,7 @@ class SftConfig(_Frozen):
     epochs: float = Field(default=3, gt=0)  # passes over the training set
     learning_rate: float = Field(default=2e-3, gt=0)  # peak of the schedule
     batch_pairs: int = Field(default=16, ge=1)  # pairs per optimiser step
+    pairs_at_once: int = Field(default=0, ge=0)  # most pairs a device holds at once; 0 = no bound
     max_sequence_tokens: int = Field(default=256, ge=16)  # prompt and completion together
     warmup_share: float = Field(default=0.05, ge=0, lt=1)  # share of steps spent warming up
     checkpoint_steps: int = Field(default=50, ge=1)  # optimiser steps between resumable checkpoints
@@ -135,14 +137,19 @@ class SftConfig(_Frozen):
 class SamplingConfig(_Frozen):
     """Completions drawn to measure pass@k."""
 
-    engine: Literal["hf", "vllm", "openai"] = "hf"  # who generates
+    engine: Literal["hf", "vllm", "openai"] = "hf"  # who generates: in process, offline vLLM, or a server
+    url: str = "http://localhost:8000/v1"  # of the server (openai); its key is in OPENAI_API_KEY, if any
+    tensor_parallel: int = Field(default=1, ge=1)  # GPUs that one model is spread over (vllm)
     n: int = Field(default=8, ge=1)  # completions per pair
     k: int = Field(default=8, ge=1)  # k of pass@k, at most n
     temperature: float = Field(default=1.0, gt=0)  # softmax temperature
     max_completion_tokens: int = Field(default=112, ge=1)  # longer ones are cut and counted
-    batch_completions: int = Field(default=256, ge=1)  # completions decoded at once
+    batch_completions: int = Field(default=256, ge=1)  # decoded at once (hf), or calls in flight (openai)
     pool_pairs: int = Field(default=400, ge=1)  # train pairs sampled too, for the hard pool and the student
+    pool_n: int = Field(default=16, ge=1)  # completions for each of them: more, to tell hard from unsolved
     bootstrap: int = Field(default=1000, ge=1)  # resamples behind each interval
+
+    _url = field_validator("url")(_no_secret)
 
     @model_validator(mode="after")
     def _k_within_n(self) -> "SamplingConfig":
@@ -150,6 +157,8 @@ class SamplingConfig(_Frozen):
             raise ValueError(
                 f"k={self.k} is more than n={self.n} completions per pair; use k<={self.n} or n={self.k}"
             )
+        if self.k > self.pool_n:
+            raise ValueError(f"k={self.k} is more than pool_n={self.pool_n}; use pool_n={self.k} or more")
         return self
 
 
@@ -234,6 +243,8 @@ class RuntimeConfig(_Frozen):
     """How the work is done; never changes a result."""
 
     workers: int = Field(default=3, ge=1)  # independent trainings at once, one thread each
+    processes: int = Field(default=1, ge=1)  # that train one model together; above 1, by accelerate launch
+    accelerate: str = "ddp"  # how they do: configs/accelerate/<name>.yaml
     stage_timeout_minutes: float = Field(default=60.0, gt=0)  # a notebook that takes longer is stopped
 
 
@@ -304,12 +315,14 @@ PROFILE_TABLE: dict[str, tuple[Any, Any, Any]] = {
     "sft.epochs": (4, 2, 2),
     "sft.learning_rate": (None, 2e-4, 1e-4),
     "sft.batch_pairs": (None, 32, 128),
+    "sft.pairs_at_once": (None, 8, 4),
     "sft.max_sequence_tokens": (None, 1152, 4096),
     "sft.checkpoint_steps": (20, None, 100),
     "sampling.engine": (None, None, "vllm"),
     "sampling.max_completion_tokens": (None, 256, 1024),
     "sampling.batch_completions": (None, 64, 4096),
     "sampling.pool_pairs": (40, None, 20_000),
+    "sampling.pool_n": (8, None, None),
     "sampling.bootstrap": (200, None, None),
     "grpo.seeds": ((0,), None, None),
     "grpo.prompts_per_rollout": (4, 16, 128),
@@ -324,6 +337,7 @@ PROFILE_TABLE: dict[str, tuple[Any, Any, Any]] = {
     "serving.requests": (5000, None, 2_000_000),
     "serving.student_base": (None, None, "Qwen/Qwen2.5-0.5B"),
     "serving.student_epochs": (1, None, None),
+    "runtime.workers": (None, 1, 1),
     "runtime.stage_timeout_minutes": (10.0, 720.0, 2880.0),
 }
 _COLUMN = {"smoke": 0, "small": 1, "paper": 2}
