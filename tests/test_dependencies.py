@@ -69,7 +69,7 @@ def test_the_python_of_conda_is_allowed(project: dict[str, Any]) -> None:
 def test_make_installs_the_extra_that_exists(root: Path, project: dict[str, Any]) -> None:
     makefile = (root / "Makefile").read_text()
     assert re.findall(r'-e "\.\[(\w+)\]"', makefile) == ["dev"]
-    assert set(project["optional-dependencies"]) == {"dev", "vllm"}
+    assert set(project["optional-dependencies"]) == {"dev", "encoder", "vllm"}
 
 
 def test_the_readme_names_commands_that_exist(root: Path) -> None:
@@ -89,7 +89,7 @@ def test_every_test_runs_somewhere(root: Path) -> None:
     """`make test` runs what plain pytest leaves out, but for what needs other hardware or extras."""
     makefile = (root / "Makefile").read_text()
     (left_out,) = re.findall(r'pytest -m "([^"]*)"', makefile)
-    assert set(left_out.replace("and", "").replace("not", "").split()) == {"gpu", "slow", "vllm", "browser"}
+    assert set(left_out.replace("and", "").replace("not", "").split()) == {"gpu", "vllm"}
 
 
 def imported(root: Path) -> set[str]:
