@@ -18,6 +18,8 @@ from lore_lib.errors import ConfigError, nearest
 Profile = Literal["smoke", "demo", "small", "paper"]
 Arm = Literal["direct", "naive", "progressive"]
 Curriculum = Literal["easy_to_hard", "shuffled"]
+Policy = Literal["clip_higher", "symmetric", "on_policy"]
+Outcome = Literal["exact", "same_side", "ordinal"]
 Retrieval = Literal["bm25", "dense", "hybrid"]
 PROFILES: tuple[str, ...] = get_args(Profile)
 
@@ -166,28 +168,37 @@ class GrpoConfig(_Frozen):
     """KL-free GRPO with clip-higher over a pool of hard pairs."""
 
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)  # one training run each
+    policies: tuple[Policy, ...] = Field(default=("clip_higher",), min_length=1)  # to compare; first = recipe
+    curricula: tuple[Curriculum, ...] = Field(default=("easy_to_hard",), min_length=1)  # likewise
     prompts_per_rollout: int = Field(default=32, ge=1)  # pairs sampled between two policy snapshots
     completions_per_prompt: int = Field(default=8, ge=2)  # size of a group
-    updates_per_rollout: int = Field(default=4, ge=1)  # optimiser steps on each rollout
+    updates_per_rollout: int = Field(default=4, ge=1)  # optimiser steps on each rollout; on_policy makes 1
+    micro_batch_completions: int = Field(default=64, ge=1)  # in memory at once; never changes the sum
     rollouts: int = Field(default=8, ge=1)  # length of training
+    max_refills: int = Field(default=2, ge=0)  # further draws to replace groups without signal
+    window_share: float = Field(default=0.5, gt=0, le=1)  # of the ordered pool, from which a rollout draws
     learning_rate: float = Field(default=1e-4, gt=0)  # constant
     epsilon: float = Field(default=0.2, gt=0, lt=1)  # lower clip: ratio >= 1 - epsilon
     epsilon_high: float = Field(default=0.28, gt=0)  # upper clip: ratio <= 1 + epsilon_high
+    outcome: Outcome = "same_side"  # what a wrong label is worth
+    outcome_start: float = Field(default=0.5, gt=0, le=1)  # weight of the outcome at first; it grows to 1
+    format_reward: float = Field(default=0.1, ge=0)  # added when the completion parses
+    overlong_penalty: float = Field(default=0.1, ge=0)  # taken from a completion at the token limit
     easy_share: float = Field(default=0.2, ge=0, lt=1)  # share of the pool that is solved already
     probe_every_rollouts: int = Field(default=4, ge=1)  # rollouts between two looks at the dev pairs
     probe_pairs: int = Field(default=120, ge=1)  # dev pairs of a look; the best look's weights are kept
     probe_completions: int = Field(default=4, ge=1)  # completions per dev pair of a look
-    format_reward: float = Field(default=0.1, ge=0)  # added when the completion parses
-    curriculum: Curriculum = "easy_to_hard"  # order of the pool
+    patience_looks: int = Field(default=4, ge=1)  # looks without a new best after which training stops
 
     @model_validator(mode="after")
     def _batches_fit(self) -> "GrpoConfig":
         prompts, group = self.prompts_per_rollout, self.completions_per_prompt
         updates, total = self.updates_per_rollout, prompts * group
-        if updates < 2:
+        if updates < 2 and set(self.policies) != {"on_policy"}:
             raise ValueError(
                 f"updates_per_rollout={updates}: with one update per rollout the ratio is 1 and both clips "
-                "are idle, so epsilon and epsilon_high do nothing; use 2 or more"
+                "are idle, so epsilon and epsilon_high do nothing; use 2 or more, or declare the clips off "
+                "with policies=[on_policy]"
             )
         if total % updates:
             fits = [size for size in range(2, total + 1) if total % size == 0]
