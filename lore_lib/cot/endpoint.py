@@ -125,7 +125,8 @@ class _Answer(BaseModel):
 class OpenAIChat:
     """``POST <url>/chat/completions``.
 
-    Held to the request's JSON schema where the endpoint knows ``response_format``, else by the prompt alone.
+    Held to the request's JSON schema, if it has one and the endpoint knows ``response_format``, else by the
+    prompt alone.
     The key is read from the environment for each batch; it is in no attribute, message or log.
 
     Args:
@@ -223,7 +224,7 @@ class OpenAIChat:
         return self._backoff(state) + (error.after if isinstance(error, _Again) else 0.0)
 
     async def _attempt(self, client: httpx.AsyncClient, request: Request) -> Reply:
-        structured = self._structured
+        structured = self._structured and bool(request.schema)
         body = self._body(request, structured)
         guess = sum(len(message["content"]) for message in request.messages) / 4 + self._draw.max_tokens / 2
         await self._requests.take()
