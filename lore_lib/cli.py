@@ -53,7 +53,7 @@ def run_command(
 ) -> None:
     """Run the notebooks in order; stages that have not changed are left as they are."""
     from lore_lib.config import load_config
-    from lore_lib.run.report import print_table, write_html
+    from lore_lib.run.report import print_summary, write_html
     from lore_lib.run.runner import run_stages
 
     config = load_config(profile, vertical, run, seed, _overrides(settings))
@@ -70,7 +70,7 @@ def run_command(
             only=only or (),
             watch=lines.show,
         )
-    print_table(config.run, console)
+    print_summary(config.run, console)
     console.print(f"report: {write_html(config.run)}", markup=False, soft_wrap=True)
 
 
@@ -80,13 +80,13 @@ def report_command(
     json: Annotated[bool, typer.Option("--json", help="Print the results as JSON instead.")] = False,
 ) -> None:
     """Show the results of a run and write its HTML page."""
-    from lore_lib.run.report import as_json, print_table, write_html
+    from lore_lib.run.report import as_json, print_summary, write_html
 
     if json:
         typer.echo(as_json(run))
         return
     console = Console(highlight=False)
-    print_table(run, console)
+    print_summary(run, console)
     console.print(f"report: {write_html(run)}", markup=False, soft_wrap=True)
 
 
@@ -169,6 +169,56 @@ def generate_command(
         markup=False,
         soft_wrap=True,
     )
+
+
+@commands.command("build-benchmark")
+def build_benchmark_command(
+    out: Annotated[Path, typer.Option(help="Folder for the files and their card.")] = Path(
+        "data/benchmarks/rair-mini"
+    ),
+    verticals: Annotated[
+        list[str], typer.Option("--vertical", help="Folder under data/verticals; may be repeated.")
+    ] = ["apparel_home", "beauty_care"],  # noqa: B006 - typer copies it
+) -> None:
+    """Build RAIR-mini anew from the verticals' definitions: the same bytes as in the repository."""
+    from dataclasses import asdict
+
+    from lore_lib.rair.benchmark import save_all
+    from lore_lib.rair.builder import Recipe, build_mini
+
+    recipe = Recipe()
+    built = [build_mini(name, recipe) for name in verticals]
+    for benchmark in built:
+        typer.echo(f"{benchmark.reference}: {benchmark.counts()}")
+    typer.echo(f"wrote {save_all(built, out, asdict(recipe))}")
+
+
+@commands.command("score")
+def score_command(
+    answers: Annotated[Path, typer.Argument(help="JSON lines, CSV or Parquet: pair_id, label, benchmark.")],
+    benchmark: Annotated[
+        str, typer.Option(help="Name of a bundled benchmark, such as rair-mini/apparel_home.")
+    ] = "rair-mini/apparel_home",
+    json: Annotated[
+        bool, typer.Option("--json", help="Print JSON in the shape of lm-evaluation-harness instead.")
+    ] = False,
+    seed: Seed = 17,
+) -> None:
+    """Score any system's answers on a bundled benchmark; answers that do not fit it are refused."""
+    from lore_lib.rair.benchmark import load_benchmark, read_answers
+    from lore_lib.rair.exports import harness_results
+    from lore_lib.rair.metrics import score_table
+    from lore_lib.rng import generator
+
+    known = load_benchmark(benchmark)
+    table = score_table(known.judged(read_answers(answers)), 1000, generator(seed, "score", known.reference))
+    if json:
+        typer.echo(harness_results(table, known, answers.stem))
+        return
+    typer.echo(f"{known.reference}, 95 % intervals over queries")
+    for (subset, n), part in table.groupby(["subset", "n"], sort=False):
+        cells = (f"{row.metric} {row.value:.3f} [{row.low:.3f}, {row.high:.3f}]" for row in part.itertuples())
+        typer.echo(f"{subset} (n={n}): " + ", ".join(cells))
 
 
 @commands.command("validate")

@@ -96,6 +96,11 @@ class CotConfig(_Frozen):
     encoder: str = "sentence-transformers/all-MiniLM-L6-v2"  # folder or hub name, for dense and hybrid
     naive_disagreement: Literal["repair", "drop"] = "repair"  # naive reasoning with another verdict than gold
     max_words: int = Field(default=90, ge=1)  # longest completion the funnel keeps
+    ablation_pairs: int = Field(default=600, ge=1)  # train pairs of the experiment that leaves out stages
+    ablation_epochs: float = Field(default=3, gt=0)  # passes over them
+    ablation_samples: int = Field(default=8, ge=1)  # completions per dev pair
+    ablation_seeds: tuple[int, ...] = Field(default=(0,), min_length=1)  # one training per arm and seed
+    on_policy_samples: int = Field(default=4, ge=1)  # chains the student writes per train pair
 
     @field_validator("teacher_url")
     @classmethod
@@ -196,6 +201,10 @@ class RairConfig(_Frozen):
 
     bootstrap: int = Field(default=1000, ge=1)  # resamples behind each interval
     greedy: bool = True  # judge with one greedy completion (else one sample)
+    limit: int = Field(default=0, ge=0)  # pairs of each subset that are judged; 0 = all
+    encoder: str = ""  # of the cosine judge: folder or hub name; "bundled" is the extra's; "" leaves it out
+    judge_model: str = ""  # a further judge, by its name at the endpoint below; "" for none
+    judge_url: str = "http://localhost:8000/v1"  # OpenAI-compatible; its key is in OPENAI_API_KEY, if any
 
 
 class ServingConfig(_Frozen):
@@ -323,6 +332,10 @@ PROFILE_TABLE: dict[str, tuple[Any, Any, Any]] = {
     "cot.teacher": (None, None, "openai"),
     "cot.teacher_model": (None, None, "Qwen/Qwen2.5-72B-Instruct"),
     "cot.max_words": (None, None, 300),
+    "cot.ablation_pairs": (48, None, 20_000),
+    "cot.ablation_epochs": (1, 2, 2),
+    "cot.ablation_samples": (2, None, None),
+    "cot.on_policy_samples": (2, None, None),
     "sft.epochs": (4, 2, 2),
     "sft.learning_rate": (None, 2e-4, 1e-4),
     "sft.batch_pairs": (None, 32, 128),
@@ -342,6 +355,7 @@ PROFILE_TABLE: dict[str, tuple[Any, Any, Any]] = {
     "grpo.probe_every_rollouts": (1, None, 20),
     "grpo.probe_pairs": (12, None, None),
     "rair.bootstrap": (200, None, None),
+    "rair.limit": (12, None, None),
     "serving.requests": (5000, None, 2_000_000),
     "serving.student_base": (None, None, "Qwen/Qwen2.5-0.5B"),
     "serving.student_epochs": (1, None, None),
