@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lore_lib.artifacts import (
+    Manifest,
     atomic_write_json,
     outputs_root,
     read_manifest,
@@ -22,8 +24,7 @@ from lore_lib.artifacts import (
 )
 from lore_lib.completion import parse
 from lore_lib.config import Config, load_config
-from lore_lib.cot.chat import CALL_FAILURES, Draw, Request
-from lore_lib.cot.endpoint import Limits, OpenAIChat
+from lore_lib.endpoint import Answer, Endpoint, Limits
 from lore_lib.errors import ArtifactError, EngineError
 from lore_lib.features.packing import Packer, token_counter
 from lore_lib.features.template import load_template
@@ -33,7 +34,7 @@ from lore_lib.serving.service import Labels, Prompts, QueryCounter, Service
 from lore_lib.serving.stores import StoreDown, open_store
 
 SERVING, FEATURES = "07_serving", "01_features"
-FOLDER, CARD = "service", "service.json"
+FOLDER, CARD, STUDENT = "service", "service.json", "student"
 COUNTS, SCORES = "counts.parquet", "scores.parquet"
 SCORE_COLUMNS = ["query", "item_id", "version", "label", "scored_at"]
 
@@ -73,20 +74,21 @@ class Bundle:
     llm: Path
 
 
-def write_bundle(folder: Path, counts: pd.DataFrame, scores: pd.DataFrame, llm: Path, config: Config) -> Path:
-    """Write what `open_bundle` reads; the student is exported into `<folder>/student` beforehand.
+def write_bundle(config: Config, counts: pd.DataFrame, scores: pd.DataFrame, llm: Path) -> Path:
+    """Write what `read_bundle` reads, but for the student, which is exported to <stage>/service/student before.
 
     Args:
-        folder: of the bundle, within the stage.
-        counts: query, count of past requests.
-        scores: `SCORE_COLUMNS`, made offline by the LLM.
-        llm: folder of the LLM's weights, within the run: <stage>/...
         config: of the run.
+        counts: query, count of past requests.
+        scores: query, item_id, label, made offline by the LLM just now.
+        llm: folder of the LLM's weights, in a stage of the run.
     """
     run = outputs_root() / config.run
     stage, *inside = llm.resolve().relative_to(run.resolve()).parts
+    folder = run / SERVING / FOLDER
+    dated = scores.assign(version=catalogue_of(run).versions(scores["item_id"]), scored_at=time.time())
     write_parquet(counts[["query", "count"]], folder / COUNTS)
-    write_parquet(scores[SCORE_COLUMNS], folder / SCORES)
+    write_parquet(dated[SCORE_COLUMNS], folder / SCORES)
     prompt = f"{config.features.template} {config.features.budget}"
     judge = f"{read_manifest(run / stage).results_sha256()[:16]} {'/'.join(inside)} {prompt}"
     card = _Card(llm_stage=stage, llm="/".join(inside), judge=judge)
@@ -94,7 +96,7 @@ def write_bundle(folder: Path, counts: pd.DataFrame, scores: pd.DataFrame, llm: 
 
 
 def open_bundle(run: str, overrides: dict[str, Any] | None = None) -> Bundle:
-    """Read a run and check every file of the stages behind the service.
+    """Read a finished run, and check every file of the stages behind the service.
 
     Args:
         run: folder name under outputs.
@@ -104,33 +106,47 @@ def open_bundle(run: str, overrides: dict[str, Any] | None = None) -> Bundle:
         ArtifactError: a stage has not run, was interrupted, or a file of it was altered.
         ConfigError: an unknown setting, or settings that contradict.
     """
-    folder = outputs_root() / run
-    served = _checked(folder, SERVING, run)
+    served = _checked(outputs_root() / run, SERVING)
     made = {
-        f"{section}.{name}": value
-        for section, values in served.config.items()
-        for name, value in values.items()
+        f"{section}.{name}": value for section, values in served.config.items() for name, value in values.items()
     }
-    config = load_config(served.profile, served.vertical, run, served.seed, made | (overrides or {}))
+    return read_bundle(load_config(served.profile, served.vertical, run, served.seed, made | (overrides or {})))
+
+
+def read_bundle(config: Config) -> Bundle:
+    """What the serving stage of a run has written, whether or not that stage is finished.
+
+    Args:
+        config: of the run, with the settings of the service.
+
+    Raises:
+        ArtifactError: the stages before it, or its own files of the service, are missing or altered.
+    """
+    folder = outputs_root() / config.run
     path = folder / SERVING / FOLDER / CARD
     try:
         card = _Card.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, ValidationError) as error:
-        raise ArtifactError(f"{path} is not the card of a service. {_again(run, SERVING)}") from error
+        raise ArtifactError(f"{path} is not the card of a service. {_again(folder, SERVING)}") from error
     for stage in (FEATURES, card.llm_stage):
-        _checked(folder, stage, run)
+        _checked(folder, stage)
     counts = read_parquet(path.with_name(COUNTS))
-    captions = read_parquet(folder / FEATURES / "captions.parquet").set_index("item_id")["picture"]
     return Bundle(
         config=config,
         folder=folder,
-        catalogue=Catalogue(read_parquet(folder / FEATURES / "items.parquet"), captions),
+        catalogue=catalogue_of(folder),
         counts=dict(zip(counts["query"], counts["count"].astype(float), strict=True)),
         scores=read_parquet(path.with_name(SCORES)),
-        student=load_onnx_student(path.parent / "student", config.service.student_threads),
+        student=load_onnx_student(path.parent / STUDENT, config.service.student_threads),
         judge=card.judge,
         llm=folder / card.llm_stage / card.llm,
     )
+
+
+def catalogue_of(run_folder: Path) -> Catalogue:
+    """The items of a run, with what the captioner saw of them."""
+    captions = read_parquet(run_folder / FEATURES / "captions.parquet").set_index("item_id")["picture"]
+    return Catalogue(read_parquet(run_folder / FEATURES / "items.parquet"), captions)
 
 
 def build_service(bundle: Bundle, llm: Labels | None) -> Service:
@@ -175,7 +191,7 @@ async def start_service(bundle: Bundle, tell: Callable[[str], object]) -> Servic
     if len(fresh) < len(bundle.scores):
         tell(
             f"{len(bundle.scores) - len(fresh)} of {len(bundle.scores)} scores are older than "
-            f"service.score_ttl_hours={limits.score_ttl_hours:g}. {_again(bundle.config.run, SERVING)}"
+            f"service.score_ttl_hours={limits.score_ttl_hours:g}. {_again(bundle.folder, SERVING)}"
         )
     try:
         tell(f"{await service.fill(fresh)} scores in the store")
@@ -211,31 +227,33 @@ def _local(config: Config, base: str) -> Labels:
 
 def _endpoint(config: Config) -> Labels:
     service = config.service
-    chat = OpenAIChat(
-        service.llm_model,
-        service.llm_url,
-        Draw(0.0, config.sampling.max_completion_tokens, config.seed),
-        Limits(concurrency=service.llm_batch, timeout_seconds=service.llm_timeout_ms / 1000, attempts=1),
-    )
+    limits = Limits(service.llm_batch, timeout_seconds=service.llm_timeout_ms / 1000, attempts=1)
+    endpoint = Endpoint(service.llm_url, "service.llm_url", limits)
 
-    def judge(prompts: Sequence[str]) -> list[str | Exception]:
-        asked = [Request(({"role": "user", "content": prompt},), schema={}) for prompt in prompts]
-        return [
-            EngineError(reply.failure) if reply.failure in CALL_FAILURES else parse(reply.text).label
-            for reply in chat.complete(asked)
-        ]
+    def judge(prompts: Sequence[str]) -> Sequence[str | Exception]:
+        async def ask(client: httpx.AsyncClient, place: int) -> str | Exception:
+            body = {
+                "model": service.llm_model,
+                "messages": [{"role": "user", "content": prompts[place]}],
+                "temperature": 0.0,
+                "max_tokens": config.sampling.max_completion_tokens,
+            }
+            said = await endpoint.call(client, "chat/completions", Answer, body)
+            return parse(said.choices[0].message.content or "").label
+
+        return endpoint.batch(len(prompts), ask, EngineError, lambda place, label: None)
 
     return judge
 
 
-def _checked(folder: Path, stage: str, run: str) -> Any:
+def _checked(folder: Path, stage: str) -> Manifest:
     try:
         manifest = read_manifest(folder / stage)
         verify_files(folder / stage, manifest)
     except ArtifactError as error:
-        raise ArtifactError(f"{error} {_again(run, stage)}") from error
+        raise ArtifactError(f"{error} {_again(folder, stage)}") from error
     return manifest
 
 
-def _again(run: str, stage: str) -> str:
-    return f"Run: lore run --run {run} --only {stage}"
+def _again(folder: Path, stage: str) -> str:
+    return f"Run: lore run --run {folder.name} --only {stage}"
