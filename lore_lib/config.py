@@ -250,6 +250,40 @@ class ServingConfig(_Frozen):
         return self
 
 
+class ServiceConfig(_Frozen):
+    """The HTTP service of `lore serve`: its judges, its store of scores, and what it refuses."""
+
+    store: str = ""  # sqlite:///path, redis://host:port/0 or valkey://...; "" = a SQLite file in the run's folder
+    score_ttl_hours: float = Field(default=168, gt=0)  # an older score is not served
+    window_requests: int = Field(default=1_000_000, ge=1)  # requests after which the strata are named anew
+    llm: Literal["local", "openai", "off"] = "local"  # local = the run's own model, in this process
+    llm_model: str = ""  # name at the endpoint (openai)
+    llm_url: str = "http://localhost:8000/v1"  # OpenAI-compatible; its key is in OPENAI_API_KEY, if any
+    llm_timeout_ms: float = Field(default=2000, gt=0)  # then the student answers
+    llm_batch: int = Field(default=8, ge=1)  # requests read by the LLM at once
+    llm_workers: int = Field(default=1, ge=1)  # such batches at once
+    llm_queue_limit: int = Field(default=64, ge=1)  # waiting requests beyond which the student answers
+    student_batch: int = Field(default=16, ge=1)  # requests read by the student at once
+    student_queue_limit: int = Field(default=1024, ge=1)  # waiting requests beyond which the service says 503
+    student_threads: int = Field(default=1, ge=1)  # of one batch
+    in_flight: int = Field(default=512, ge=1)  # HTTP requests at work beyond which the service says 503
+    body_kib: int = Field(default=64, ge=1)  # a larger body is refused: 413
+    batch_pairs: int = Field(default=64, ge=1)  # pairs in a batch request; more are refused: 422
+    query_characters: int = Field(default=512, ge=1)  # a longer query is refused: 422
+    deadline_ms: float = Field(default=5000, gt=0)  # of an HTTP request; beyond it the service says 503
+
+    @model_validator(mode="after")
+    def _deadline_leaves_time(self) -> "ServiceConfig":
+        if self.llm_timeout_ms >= self.deadline_ms:
+            raise ValueError(
+                f"llm_timeout_ms={self.llm_timeout_ms:g} leaves the student no time before "
+                f"deadline_ms={self.deadline_ms:g}; use llm_timeout_ms<={self.deadline_ms / 2:g}"
+            )
+        if self.llm == "openai" and not self.llm_model:
+            raise ValueError("llm=openai needs the model's name at the endpoint; set service.llm_model")
+        return self
+
+
 class RuntimeConfig(_Frozen):
     """How the work is done; never changes a result."""
 
@@ -275,6 +309,7 @@ class Config(_Frozen):
     grpo: GrpoConfig = GrpoConfig()
     rair: RairConfig = RairConfig()
     serving: ServingConfig = ServingConfig()
+    service: ServiceConfig = ServiceConfig()
     runtime: RuntimeConfig = RuntimeConfig()
 
     @model_validator(mode="after")
