@@ -207,13 +207,15 @@ class ServingConfig(_Frozen):
     days: float = Field(default=4.0, gt=0)  # that they fill; one more day of requests before warms up
     zipf_exponent: float | None = Field(default=None, gt=0)  # of query popularity; None: fitted to the log
     zipf_shift: float = Field(default=0.0, gt=-1)  # flattens the head; read where the exponent is given
-    daily_swing: float = Field(default=0.5, ge=0, lt=1)  # noon has 1 + swing of the mean rate, night 1 - swing
+    daily_swing: float = Field(
+        default=0.5, ge=0, lt=1
+    )  # rate at noon 1 + swing of the mean, at night 1 - swing
     bursts_per_day: float = Field(default=1.0, ge=0)  # sudden rushes for one query
     burst_factor: float = Field(default=3.0, ge=1)  # of the whole rate, while one lasts
     burst_minutes: float = Field(default=10.0, gt=0)  # of a day of 1,440
     drift_per_day: float = Field(default=0.05, ge=0)  # share of the queries that swap popularity a day
     changed_per_day: float = Field(default=0.05, ge=0)  # share of the pairs whose item changes a day
-    replaced_per_day: float = Field(default=0.02, ge=0)  # share of the pairs whose item vanishes for a new one
+    replaced_per_day: float = Field(default=0.02, ge=0)  # share of the pairs that get a new item
     # strata and cache, decided again at every refill from past counts alone
     refills_per_day: float = Field(default=4.0, gt=0)  # how often
     memory_days: float = Field(default=1.0, gt=0)  # half-life of a count

@@ -17,7 +17,8 @@ class OfflineScores:
 
     Example:
         >>> scores = OfflineScores(pairs=3, capacity=1, ttl=2.0)
-        >>> scores.refill(np.array([5.0, 9.0, 0.0]), least=1.0, content=np.array([70, 71, 72]), now=0.0, ahead=1.0)
+        >>> asked, shows = np.array([5.0, 9.0, 0.0]), np.array([70, 71, 72])
+        >>> scores.refill(asked, least=1.0, content=shows, now=0.0, ahead=1.0)
         1
         >>> scores.valid(np.array([0, 1]), now=1.5).tolist()
         [False, True]
@@ -59,9 +60,8 @@ class OfflineScores:
             How many pairs were scored.
         """
         admitted = np.flatnonzero((demand >= least) & (demand > 0))
-        if len(admitted) > self.capacity:
-            most = np.argpartition(-demand[admitted], self.capacity - 1)[: self.capacity] if self.capacity else []
-            admitted = admitted[most]
+        most_first = np.argsort(-demand[admitted], kind="stable")
+        admitted = admitted[most_first[: self.capacity]]
         dropped = np.ones(len(demand), dtype=bool)
         dropped[admitted] = False
         self.content[dropped] = NONE

@@ -47,7 +47,8 @@ class _Histogram(BaseModel):
         edges, counts = np.array(self.edges_ms), np.array(self.counts)
         if len(edges) != len(counts) + 1 or (np.diff(edges) <= 0).any() or edges[0] < 0:
             raise DataError(
-                f"{name}: {len(edges)} edges, {len(counts)} counts; edges rise from 0 or more, one more than counts."
+                f"{name}: {len(edges)} edges for {len(counts)} counts; "
+                "give one edge more than counts, rising from 0 or more."
             )
         if (counts < 0).any() or counts.sum() == 0:
             raise DataError(f"{name}: counts must be 0 or more and not all 0.")
@@ -57,13 +58,24 @@ class _Histogram(BaseModel):
         return np.asarray(np.interp(levels, reached[kept], edges[kept]))
 
 
-class _File(BaseModel):
+class TimesFile(BaseModel):
+    """Histograms of the three judges, as they stand in a file."""
+
     model_config = ConfigDict(extra="forbid")
     hardware: str = Field(min_length=1)
     source: str = ""
     cache_ms: _Histogram
     student_ms: _Histogram
     llm_ms: _Histogram
+
+    def times(self) -> ServiceTimes:
+        """Samples that stand for the histograms."""
+        return ServiceTimes(
+            cache_ms=self.cache_ms.draw("cache_ms"),
+            student_ms=self.student_ms.draw("student_ms"),
+            llm_ms=self.llm_ms.draw("llm_ms"),
+            hardware=self.hardware,
+        )
 
 
 def write_times(times: ServiceTimes, path: Path) -> Path:
@@ -89,12 +101,11 @@ def read_times(path: Path) -> ServiceTimes:
         DataError: no such file, not JSON, or not histograms of the three judges.
     """
     try:
-        file = _File.model_validate_json(path.read_text(encoding="utf-8"))
+        file = TimesFile.model_validate_json(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise DataError(f"no service times at {path}: {error.strerror}; write them with write_times.") from error
+        raise DataError(f"no service times at {path}: {error.strerror}; see write_times.") from error
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         place = ".".join(map(str, first["loc"])) or "the file"
         raise DataError(f"{path}: {place}: {first['msg']}; see the docstring of write_times.") from error
-    names = ("cache_ms", "student_ms", "llm_ms")
-    return ServiceTimes(*(getattr(file, name).draw(name) for name in names), file.hardware)
+    return file.times()

@@ -41,7 +41,7 @@ class Population:
         return np.diff(self.first)
 
     def another_row(self, pairs: Ints, rows: Ints, rng: np.random.Generator) -> Ints:
-        """What these pairs show after a change: another judged row of their query, where it has two or more."""
+        """What these pairs show after a change: another judged row of their query, if it has one."""
         source = self.source[np.searchsorted(self.first, pairs, side="right") - 1]
         begin, count = self.row_first[source], np.diff(self.row_first)[source]
         step = 1 + (rng.random(len(pairs)) * np.maximum(count - 1, 1)).astype(np.int64)
@@ -64,7 +64,7 @@ def as_they_are(judged: pd.DataFrame, popularity: pd.Series) -> Population:
     place = pd.Index(names).get_indexer(pd.Index(popularity.index.astype(str)))
     if (place < 0).any():
         lost = popularity.index[place < 0]
-        raise DataError(f"{len(lost)} queries have traffic but no pair, first {lost[0]}; drop them or add pairs.")
+        raise DataError(f"{len(lost)} queries have traffic but no pair, first {lost[0]}; give them pairs.")
     return _build(table, place)
 
 
@@ -104,7 +104,7 @@ def _build(table: pd.DataFrame, source: Ints) -> Population:
     count = np.diff(row_first)[source]
     first = np.concatenate([[0], np.cumsum(count)])
     row = np.repeat(row_first[source] - first[:-1], count) + np.arange(first[-1])
-    relevant = np.isin(np.array([*LABELS, ""]), RELEVANT)
+    relevant = np.isin([*LABELS, ""], list(RELEVANT))
     query_of_row = np.repeat(np.arange(len(row_first) - 1), np.diff(row_first))
     pages = []
     for judge in JUDGES:
@@ -120,7 +120,7 @@ def _build(table: pd.DataFrame, source: Ints) -> Population:
         row_first=row_first,
         gold=codes["label"],
         answers=np.stack([codes[judge] for judge in JUDGES]),
-        confidence=sure.to_numpy(dtype=float),
+        confidence=np.asarray(sure, dtype=np.float64),
         page=np.stack(pages),
     )
 

@@ -11,6 +11,8 @@ POLICIES = (
     *("stratified", "cache + student", "cache + LLM", "confidence"),
     *("random", "all student", "all LLM"),
 )
+ASK_CACHE = POLICIES[:4]  # the policies that have one
+ASK_LLM = tuple(policy for policy in POLICIES if policy not in ("cache + student", "all student"))
 ROUTES = ("cache", "student", "llm")
 CACHE, STUDENT, LLM = range(3)
 
@@ -28,7 +30,7 @@ def route(policy: str, strata: Codes, cached: Mask, unsure: Mask, chance: Floats
       nobody chooses them.
     - all student, all LLM: one judge for everything.
 
-    Whether the LLM has room is known only when the request arrives: `simulate` then falls back to the student.
+    Whether the LLM has room is known only when a request arrives: then the student answers in its place.
 
     Args:
         policy: one of POLICIES.
@@ -47,7 +49,7 @@ def route(policy: str, strata: Codes, cached: Mask, unsure: Mask, chance: Floats
     if policy not in POLICIES:
         raise DataError(f"unknown routing policy {policy!r}; {nearest(policy, POLICIES)}")
     none = np.zeros(len(strata), dtype=bool)
-    from_cache = none if policy in ("random", "all student", "all LLM") else (strata == HEAD) & cached
+    from_cache = (strata == HEAD) & cached if policy in ASK_CACHE else none
     to_llm = {
         "stratified": strata == TAIL,
         "cache + LLM": ~none,

@@ -1,6 +1,5 @@
 """Head, torso and tail by how often a query was asked in the past, never by the traffic it then meets."""
 
-from collections.abc import Callable
 from math import ceil
 
 import numpy as np
@@ -87,6 +86,9 @@ class CountMin:
         """Let time pass."""
         self._rows *= 0.5 ** (elapsed / self._half_life)
 
+    def forget(self, keys: Ints) -> None:
+        """Do nothing: a sketch cannot take one key back. What replaced it inherits its fading count."""
+
     def estimate(self) -> Floats:
         """The count of every key, (keys,)."""
         return np.asarray(np.take_along_axis(self._rows, self._cells, axis=1).min(axis=0))
@@ -115,7 +117,7 @@ def stratify(counts: Floats, head_share: float, torso_share: float) -> Codes:
     """
     if not (head_share >= 0 and torso_share >= 0 and head_share + torso_share <= 1):
         raise DataError(
-            f"head_share={head_share} and torso_share={torso_share}; both are 0 or more and at most 1 together."
+            f"head_share={head_share} and torso_share={torso_share}; at least 0, at most 1 together."
         )
     seen = int((counts > FORGOTTEN).sum())
     if not seen:
@@ -131,9 +133,9 @@ def stratify(counts: Floats, head_share: float, torso_share: float) -> Codes:
 def thresholds(counts: Floats, codes: Codes) -> pd.Series:
     """The rule that `stratify` came to: the least past count of a query of the head, and of the torso."""
     return pd.Series(
-        {STRATA[code]: counts[codes == code].min(initial=np.inf) for code in (HEAD, TORSO)}, name="asked at least"
+        {STRATA[code]: counts[codes == code].min(initial=np.inf) for code in (HEAD, TORSO)},
+        name="asked at least",
     )
 
 
 Counter = DecayedCounts | CountMin
-NewCounter = Callable[[int], Counter]
