@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from lore_lib.artifacts import make_folder
-from lore_lib.cot.chat import CALL_FAILURES, ChatModel, Reply, Request
+from lore_lib.cot.chat import ChatModel, Reply, Request
+from lore_lib.endpoint import CALL_FAILURES
 from lore_lib.errors import ArtifactError, EngineError
 
 _CREATE = (

@@ -106,10 +106,10 @@ _SPECS = (
         "02_cot_synthesis",
         "Knowledge, vision and rules enter the chain of thought; a funnel keeps what is sound",
         needs=("01_features",),
-        sections=(*_BASE, "cot"),
-        promises=("recall.parquet", "teacher.parquet"),
+        sections=(*_BASE, "cot", "sft", "sampling"),
+        promises=("recall.parquet", "teacher.parquet", "students.parquet"),
         headlines=("teacher accuracy", "kept share"),
-        minutes=(0.2, 0.2, 2, 600),
+        minutes=(0.7, 4, 60, 1200),
     ),
     _spec(
         "03_sft",
