@@ -28,7 +28,7 @@ def row(number: int) -> dict[str, Any]:
         "item_id": 600 + number,
         "groundtruth": "[L2-Color Mismatch]" if label == "L2" else label,
         "shop_name": "旗舰店",
-        "vqa_result": "骑士灰套装",
+        "vqa_result": "" if number == 3 else "骑士灰套装",
         "rule_list": f"1. 所属规则: 主配件匹配\n搜主件返回主件判定为{label}。",
         "cpv_sku": '{"品牌":"surepet","尺码":["S","M"]}',
         "subset": "general_set_image",
@@ -72,7 +72,7 @@ def test_prompts_hold_the_row_and_no_level(folder: Path) -> None:
     assert gold["label"].tolist()[:4] == LABELS
     for prompt in asked["prompt"]:
         pair = prompt[prompt.index("搜索词: ") : prompt.index("先逐行推理")]
-        assert "骑士灰套装" in pair
+        assert ("图片: 骑士灰套装" in pair) == ("(/im_end/) 3" not in pair)
         assert "品牌 surepet" in pair
         assert "判定为" not in prompt
         assert "<" not in pair
