@@ -115,7 +115,7 @@ _SPECS = (
         "03_sft",
         "Direct labels, naive chains and progressive chains, each taught to the same student",
         needs=("01_features", "02_cot_synthesis"),
-        sections=(*_BASE, "cot", "sft"),
+        sections=(*_BASE, "cot", "sft", "sampling"),
         promises=("losses.parquet", "glimpses.parquet"),
         minutes=(2.8, 6.5, 60, 600),
     ),
