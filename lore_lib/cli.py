@@ -232,6 +232,10 @@ def score_command(
         typer.echo(f"{subset} (n={n}): " + ", ".join(cells))
 
 
+LEFT_SHOWN = 50
+"""Rows left out by choice that ``lore validate`` prints; notebook 01 writes all of them."""
+
+
 @commands.command("validate")
 def validate_command(
     vertical: Annotated[
@@ -242,15 +246,21 @@ def validate_command(
     ] = False,
 ) -> None:
     """List everything that is wrong with a vertical and its tables, as file:line: field: message."""
+    from lore_lib.vertical.adapters.rows import ReadReport
     from lore_lib.vertical.authoring import counts, find_vertical, json_schema, validate
 
     if schema:
         typer.echo(json_schema())
         return
     path = find_vertical(vertical)
-    checked = validate(path)
+    report = ReadReport()
+    checked = validate(path, report)
     for problem in checked.problems:
         typer.echo(problem)
+    for left in report.listed[:LEFT_SHOWN]:
+        typer.echo(f"by choice: {left}")
+    if report.counts:
+        typer.echo(f"left out, cut or changed by choice: {report}")
     if checked.value is None:
         typer.echo(f"{path}: {checked.summary}")
         raise typer.Exit(1)

@@ -72,10 +72,11 @@ class FeaturesConfig(_Frozen):
     template: Literal["nano", "en", "zh"] = "nano"  # wording of the prompt; nano is bare, for lore-nano
     budget: Literal["short", "mid", "full"] = "mid"  # the template's token budget of the user's turn
     captioner: Literal["pixels", "vlm"] = "pixels"  # who looks at the picture; pixels is a mock of a VLM
-    ablation_pairs: int = Field(default=400, ge=1)  # train pairs whose labels are taught from each prompt
-    ablation_epochs: float = Field(default=3, gt=0)  # passes over them
+    ablation_pairs: int = Field(default=2000, ge=1)  # train pairs, each taught on every rung of the ladder
+    ablation_epochs: float = Field(default=1, gt=0)  # passes over them
+    ablation_trainings: int = Field(default=2, ge=1)  # models tuned so, each with a seed of its own
     ablation_learning_rate: float = Field(default=2e-3, gt=0)  # peak of the schedule
-    ablation_samples: int = Field(default=4, ge=1)  # completions per dev pair
+    ablation_samples: int = Field(default=4, ge=1)  # completions per dev pair, rung and training
 
 
 class CotConfig(_Frozen):
@@ -288,7 +289,9 @@ class ServingConfig(_Frozen):
 class ServiceConfig(_Frozen):
     """The HTTP service of `lore serve`: its judges, its store of scores, and what it refuses."""
 
-    store: str = ""  # sqlite:///path, redis://host:port/0 or valkey://...; "" = a SQLite file in the run's folder
+    store: str = (
+        ""  # sqlite:///path, redis://host:port/0 or valkey://...; "" = a SQLite file in the run's folder
+    )
     score_ttl_hours: float = Field(default=168, gt=0)  # an older score is not served
     window_requests: int = Field(default=1_000_000, ge=1)  # requests after which the strata are named anew
     llm: Literal["local", "openai", "off"] = "local"  # local = the run's own model, in this process
@@ -381,8 +384,8 @@ PROFILE_TABLE: dict[str, tuple[Any, Any, Any]] = {
     "world.pairs_per_query": (3, None, 8),
     "features.template": (None, "en", "en"),
     "features.captioner": (None, None, "vlm"),
-    "features.ablation_pairs": (48, None, 2000),
-    "features.ablation_epochs": (1, 2, 2),
+    "features.ablation_pairs": (16, None, None),
+    "features.ablation_trainings": (1, 1, 1),
     "features.ablation_learning_rate": (None, 2e-4, 1e-4),
     "features.ablation_samples": (2, None, None),
     "cot.pairs": (320, None, 100_000),
