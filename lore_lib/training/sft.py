@@ -131,7 +131,8 @@ def train_sft(job: SftJob) -> Path:
         )
         if arguments.use_cpu:
             score_labelled_positions(model)
-        trainer.remove_callback(PrinterCallback)
+        if processes() == 1:
+            trainer.remove_callback(PrinterCallback)
         try:
             trainer.train(resume_from_checkpoint=get_last_checkpoint(str(job.out)))
         except torch.OutOfMemoryError as error:
