@@ -82,7 +82,7 @@ class VllmEngine:
         check_context([len(row) for row in ids], sampling, self._llm.model_config.max_model_len)
         distinct = (
             sampling.n if sampling.temperature else 1
-        )  # vLLM refuses several greedy ones: all are equal
+        )  # several greedy ones are refused
         how = [
             SamplingParams(
                 n=distinct,

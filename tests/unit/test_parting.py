@@ -91,8 +91,9 @@ def test_the_card_says_what_is_right_and_why_one_did_not_parse() -> None:
 
 
 def test_a_pair_that_is_not_there_is_named_with_the_nearest() -> None:
-    with pytest.raises(DataError, match="no completions of 'direct' for pair 'p2'; did you mean 'p1'"):
-        completions_card(samples(("a", "L1")), prompts(("p1", "L1")), "p2", "direct")
+    told = "no completions of 'direct' for pair 'pair-2'; did you mean 'pair-1'"
+    with pytest.raises(DataError, match=told):
+        completions_card(samples(("a", "L1"), pair="pair-1"), prompts(("pair-1", "L1")), "pair-2", "direct")
 
 
 def test_the_browser_steps_through_what_is_chosen() -> None:
