@@ -80,9 +80,7 @@ class VllmEngine:
         texts = [chat_text(self.tokenizer, prompt) for prompt in prompts]
         ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
         check_context([len(row) for row in ids], sampling, self._llm.model_config.max_model_len)
-        distinct = (
-            sampling.n if sampling.temperature else 1
-        )  # several greedy ones are refused
+        distinct = sampling.n if sampling.temperature else 1  # several greedy ones are refused
         how = [
             SamplingParams(
                 n=distinct,
