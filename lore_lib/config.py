@@ -18,6 +18,8 @@ from lore_lib.errors import ConfigError, nearest
 Profile = Literal["smoke", "demo", "small", "paper"]
 Arm = Literal["direct", "naive", "progressive"]
 Curriculum = Literal["easy_to_hard", "shuffled"]
+Policy = Literal["clip_higher", "symmetric", "on_policy"]
+Outcome = Literal["exact", "same_side", "ordinal"]
 Retrieval = Literal["bm25", "dense", "hybrid"]
 PROFILES: tuple[str, ...] = get_args(Profile)
 
@@ -102,6 +104,11 @@ class CotConfig(_Frozen):
     encoder: str = "sentence-transformers/all-MiniLM-L6-v2"  # folder or hub name, for dense and hybrid
     naive_disagreement: Literal["repair", "drop"] = "repair"  # naive reasoning with another verdict than gold
     max_words: int = Field(default=90, ge=1)  # longest completion the funnel keeps
+    ablation_pairs: int = Field(default=600, ge=1)  # train pairs of the experiment that leaves out stages
+    ablation_epochs: float = Field(default=3, gt=0)  # passes over them
+    ablation_samples: int = Field(default=8, ge=1)  # completions per dev pair
+    ablation_seeds: tuple[int, ...] = Field(default=(0,), min_length=1)  # one training per arm and seed
+    on_policy_samples: int = Field(default=4, ge=1)  # chains the student writes per train pair
 
     _teacher_url = field_validator("teacher_url")(_no_secret)
 
@@ -161,28 +168,37 @@ class GrpoConfig(_Frozen):
     """KL-free GRPO with clip-higher over a pool of hard pairs."""
 
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)  # one training run each
+    policies: tuple[Policy, ...] = Field(default=("clip_higher",), min_length=1)  # to compare; first = recipe
+    curricula: tuple[Curriculum, ...] = Field(default=("easy_to_hard",), min_length=1)  # likewise
     prompts_per_rollout: int = Field(default=32, ge=1)  # pairs sampled between two policy snapshots
     completions_per_prompt: int = Field(default=8, ge=2)  # size of a group
-    updates_per_rollout: int = Field(default=4, ge=1)  # optimiser steps on each rollout
+    updates_per_rollout: int = Field(default=4, ge=1)  # optimiser steps on each rollout; on_policy makes 1
+    micro_batch_completions: int = Field(default=64, ge=1)  # in memory at once; never changes the sum
     rollouts: int = Field(default=8, ge=1)  # length of training
+    max_refills: int = Field(default=2, ge=0)  # further draws to replace groups without signal
+    window_share: float = Field(default=0.5, gt=0, le=1)  # of the ordered pool, from which a rollout draws
     learning_rate: float = Field(default=1e-4, gt=0)  # constant
     epsilon: float = Field(default=0.2, gt=0, lt=1)  # lower clip: ratio >= 1 - epsilon
     epsilon_high: float = Field(default=0.28, gt=0)  # upper clip: ratio <= 1 + epsilon_high
+    outcome: Outcome = "same_side"  # what a wrong label is worth
+    outcome_start: float = Field(default=0.5, gt=0, le=1)  # weight of the outcome at first; it grows to 1
+    format_reward: float = Field(default=0.1, ge=0)  # added when the completion parses
+    overlong_penalty: float = Field(default=0.1, ge=0)  # taken from a completion at the token limit
     easy_share: float = Field(default=0.2, ge=0, lt=1)  # share of the pool that is solved already
     probe_every_rollouts: int = Field(default=4, ge=1)  # rollouts between two looks at the dev pairs
     probe_pairs: int = Field(default=120, ge=1)  # dev pairs of a look; the best look's weights are kept
     probe_completions: int = Field(default=4, ge=1)  # completions per dev pair of a look
-    format_reward: float = Field(default=0.1, ge=0)  # added when the completion parses
-    curriculum: Curriculum = "easy_to_hard"  # order of the pool
+    patience_looks: int = Field(default=4, ge=1)  # looks without a new best after which training stops
 
     @model_validator(mode="after")
     def _batches_fit(self) -> "GrpoConfig":
         prompts, group = self.prompts_per_rollout, self.completions_per_prompt
         updates, total = self.updates_per_rollout, prompts * group
-        if updates < 2:
+        if updates < 2 and set(self.policies) != {"on_policy"}:
             raise ValueError(
                 f"updates_per_rollout={updates}: with one update per rollout the ratio is 1 and both clips "
-                "are idle, so epsilon and epsilon_high do nothing; use 2 or more"
+                "are idle, so epsilon and epsilon_high do nothing; use 2 or more, or declare the clips off "
+                "with policies=[on_policy]"
             )
         if total % updates:
             fits = [size for size in range(2, total + 1) if total % size == 0]
@@ -205,18 +221,57 @@ class RairConfig(_Frozen):
 
     bootstrap: int = Field(default=1000, ge=1)  # resamples behind each interval
     greedy: bool = True  # judge with one greedy completion (else one sample)
+    limit: int = Field(default=0, ge=0)  # pairs of each subset that are judged; 0 = all
+    encoder: str = ""  # of the cosine judge: folder or hub name; "bundled" is the extra's; "" leaves it out
+    judge_model: str = ""  # a further judge, by its name at the endpoint below; "" for none
+    judge_url: str = "http://localhost:8000/v1"  # OpenAI-compatible; its key is in OPENAI_API_KEY, if any
 
 
 class ServingConfig(_Frozen):
     """Simulated traffic over cache, student and LLM."""
 
-    requests: int = Field(default=200_000, ge=1)  # query-item requests in the log
-    zipf_exponent: float = Field(default=1.0, gt=0)  # of query popularity
+    # the traffic
+    requests: int = Field(default=400_000, ge=1)  # query-item requests of one simulation
+    queries: int = Field(default=20_000, ge=1)  # distinct queries, each a double of a judged one
+    days: float = Field(default=4.0, gt=0)  # that they fill; one more day of requests before warms up
+    zipf_exponent: float | None = Field(default=None, gt=0)  # of query popularity; None: fitted to the log
+    zipf_shift: float = Field(default=0.0, gt=-1)  # flattens the head; read where the exponent is given
+    daily_swing: float = Field(
+        default=0.5, ge=0, lt=1
+    )  # rate at noon 1 + swing of the mean, at night 1 - swing
+    bursts_per_day: float = Field(default=1.0, ge=0)  # sudden rushes for one query
+    burst_factor: float = Field(default=3.0, ge=1)  # of the whole rate, while one lasts
+    burst_minutes: float = Field(default=10.0, gt=0)  # of a day of 1,440
+    drift_per_day: float = Field(default=0.05, ge=0)  # share of the queries that swap popularity a day
+    changed_per_day: float = Field(default=0.05, ge=0)  # share of the pairs whose item changes a day
+    replaced_per_day: float = Field(default=0.02, ge=0)  # share of the pairs that get a new item
+    # strata and cache, decided again at every refill from past counts alone
+    refills_per_day: float = Field(default=4.0, gt=0)  # how often
+    memory_days: float = Field(default=1.0, gt=0)  # half-life of a count
+    sketch_width: int = Field(default=0, ge=0)  # counters per row of a count-min sketch; 0 counts exactly
+    frequency_noise: float = Field(default=0.0, ge=0)  # log-normal error (sigma) of every estimate
     head_share: float = Field(default=0.02, ge=0, le=1)  # share of distinct queries served from the cache
     torso_share: float = Field(default=0.18, ge=0, le=1)  # share of distinct queries served by the student
-    llm_workers: int = Field(default=3, ge=1)  # LLM servers for the tail
-    llm_utilisation: float = Field(default=0.7, gt=0)  # of these servers by the tail; sets the arrival rate
+    cache_pairs: int = Field(default=2000, ge=0)  # scores that fit
+    admit_count: float = Field(default=2.0, ge=0)  # a pair asked less than this is not scored offline
+    ttl_days: float = Field(default=1.0, gt=0)  # a score older than this is not served
+    invalidate: bool = True  # drop the score of an item that changed
+    # the LLM for the tail
+    llm_workers: int = Field(default=3, ge=1)  # LLM servers
+    llm_batch: int = Field(default=4, ge=1)  # requests that one serves at once
+    llm_batch_cost: float = Field(default=0.5, ge=0, le=1)  # of each further member, in lone service times
+    llm_utilisation: float = Field(default=0.7, gt=0)  # by the tail, one at a time; sets the arrival rate
     llm_queue_limit: int = Field(default=64, ge=1)  # waiting requests beyond which the student answers
+    llm_timeout_s: float = Field(default=5.0, gt=0)  # after so long a wait the student answers
+    llm_slowdown: float = Field(default=1.0, gt=0)  # factor on its measured times
+    llm_outages: tuple[tuple[float, float], ...] = ()  # (from, to) days after the warm-up in which it is down
+    escalate_below: float = Field(default=0.6, ge=0, le=1)  # policy "confidence": the LLM answers below this
+    random_llm_share: float = Field(default=0.3, ge=0, le=1)  # policy "random": of the requests
+    # the bill
+    gpu_price: float = Field(default=2.5, ge=0)  # money per worker and hour, online or offline
+    cpu_price: float = Field(default=0.05, ge=0)  # money per student core and hour
+    slo_ms: float = Field(default=1000.0, gt=0)  # latency promised at p95
+    # the student
     student_base: str = "data/models/lore-nano"  # folder under the project root, or a hub name
     student_epochs: int = Field(default=3, ge=1)  # passes over the sampled train pairs
 
@@ -227,6 +282,40 @@ class ServingConfig(_Frozen):
                 f"head_share={self.head_share} + torso_share={self.torso_share} is more than 1; "
                 f"use torso_share<={round(1 - self.head_share, 6)}"
             )
+        return self
+
+
+class ServiceConfig(_Frozen):
+    """The HTTP service of `lore serve`: its judges, its store of scores, and what it refuses."""
+
+    store: str = ""  # sqlite:///path, redis://host:port/0 or valkey://...; "" = a SQLite file in the run's folder
+    score_ttl_hours: float = Field(default=168, gt=0)  # an older score is not served
+    window_requests: int = Field(default=1_000_000, ge=1)  # requests after which the strata are named anew
+    llm: Literal["local", "openai", "off"] = "local"  # local = the run's own model, in this process
+    llm_model: str = ""  # name at the endpoint (openai)
+    llm_url: str = "http://localhost:8000/v1"  # OpenAI-compatible; its key is in OPENAI_API_KEY, if any
+    llm_timeout_ms: float = Field(default=2000, gt=0)  # then the student answers
+    llm_batch: int = Field(default=8, ge=1)  # requests read by the LLM at once
+    llm_workers: int = Field(default=1, ge=1)  # such batches at once
+    llm_queue_limit: int = Field(default=64, ge=1)  # waiting requests beyond which the student answers
+    student_batch: int = Field(default=16, ge=1)  # requests read by the student at once
+    student_queue_limit: int = Field(default=1024, ge=1)  # waiting requests beyond which the service says 503
+    student_threads: int = Field(default=1, ge=1)  # of one batch
+    in_flight: int = Field(default=512, ge=1)  # HTTP requests at work beyond which the service says 503
+    body_kib: int = Field(default=64, ge=1)  # a larger body is refused: 413
+    batch_pairs: int = Field(default=64, ge=1)  # pairs in a batch request; more are refused: 422
+    query_characters: int = Field(default=512, ge=1)  # a longer query is refused: 422
+    deadline_ms: float = Field(default=5000, gt=0)  # of an HTTP request; beyond it the service says 503
+
+    @model_validator(mode="after")
+    def _deadline_leaves_time(self) -> "ServiceConfig":
+        if self.llm_timeout_ms >= self.deadline_ms:
+            raise ValueError(
+                f"llm_timeout_ms={self.llm_timeout_ms:g} leaves the student no time before "
+                f"deadline_ms={self.deadline_ms:g}; use llm_timeout_ms<={self.deadline_ms / 2:g}"
+            )
+        if self.llm == "openai" and not self.llm_model:
+            raise ValueError("llm=openai needs the model's name at the endpoint; set service.llm_model")
         return self
 
 
@@ -255,6 +344,7 @@ class Config(_Frozen):
     grpo: GrpoConfig = GrpoConfig()
     rair: RairConfig = RairConfig()
     serving: ServingConfig = ServingConfig()
+    service: ServiceConfig = ServiceConfig()
     runtime: RuntimeConfig = RuntimeConfig()
 
     @model_validator(mode="after")
@@ -299,6 +389,10 @@ PROFILE_TABLE: dict[str, tuple[Any, Any, Any]] = {
     "cot.teacher": (None, None, "openai"),
     "cot.teacher_model": (None, None, "Qwen/Qwen2.5-72B-Instruct"),
     "cot.max_words": (None, None, 300),
+    "cot.ablation_pairs": (48, None, 20_000),
+    "cot.ablation_epochs": (1, 2, 2),
+    "cot.ablation_samples": (2, None, None),
+    "cot.on_policy_samples": (2, None, None),
     "sft.epochs": (4, 2, 2),
     "sft.learning_rate": (None, 2e-4, 1e-4),
     "sft.batch_pairs": (None, 32, 128),
@@ -320,7 +414,10 @@ PROFILE_TABLE: dict[str, tuple[Any, Any, Any]] = {
     "grpo.probe_every_rollouts": (1, None, 20),
     "grpo.probe_pairs": (12, None, None),
     "rair.bootstrap": (200, None, None),
-    "serving.requests": (5000, None, 2_000_000),
+    "rair.limit": (12, None, None),
+    "serving.requests": (20_000, None, 10_000_000),
+    "serving.queries": (2000, None, 1_000_000),
+    "serving.cache_pairs": (200, None, 100_000),
     "serving.student_base": (None, None, "Qwen/Qwen2.5-0.5B"),
     "serving.student_epochs": (1, None, None),
     "runtime.workers": (None, 1, 1),
