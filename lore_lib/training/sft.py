@@ -26,7 +26,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
 from lore_lib.artifacts import atomic_write_json, read_jsonl, read_parquet, write_jsonl
-from lore_lib.completion import parse
+from lore_lib.completion import reader_of
 from lore_lib.config import Config
 from lore_lib.device import resolve_device
 from lore_lib.errors import ArtifactError, ConfigError, DataError, EngineError
@@ -116,7 +116,7 @@ def train_sft(job: SftJob) -> Path:
         {"prompt": [chat_text(tokenizer, user) for user in rows.prompt], "completion": rows.completion}
     )
     longest = check_lengths(tokenizer, data, rows.pair_id.tolist(), job.max_sequence_tokens)
-    check_labels(rows.completion.tolist())
+    check_labels(job.arm, rows.completion.tolist())
     model = load_model(job.base, job.dtype, job.device if processes() == 1 else "cpu")
     check_fits(model, longest)
     claim_folder(job)
@@ -340,13 +340,13 @@ def check_lengths(tokenizer: Any, data: pd.DataFrame, pair_ids: list[str], limit
     return max(lengths)
 
 
-def check_labels(completions: list[str]) -> None:
+def check_labels(arm: str, completions: list[str]) -> None:
     """Refuse rows that all carry one label: what is tuned on them says nothing else.
 
     Raises:
         DataError: names the label.
     """
-    labels = {parse(completion).label for completion in completions}
+    labels = {reader_of(arm)(completion).label for completion in completions}
     if len(completions) > 1 and len(labels) == 1:
         raise DataError(
             f"all {len(completions)} rows carry the label {labels.pop() or '(none can be read)'!r}: a model "
