@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from lore_lib.errors import ConfigError, nearest
 
 Profile = Literal["smoke", "demo", "small", "paper"]
-Arm = Literal["direct", "naive", "progressive"]
+Arm = Literal["direct", "label_first", "naive", "progressive"]
 Curriculum = Literal["easy_to_hard", "shuffled"]
 Policy = Literal["clip_higher", "symmetric", "on_policy"]
 Outcome = Literal["exact", "same_side", "ordinal"]

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from lore_lib.completion import parse
+from lore_lib.completion import parse, parse_label_first
 from lore_lib.config import load_config
 from lore_lib.cot.answer import ANSWER_FAILURES, load_prompts, quotes, read_prompts, uncovered
 from lore_lib.cot.arms import open_chat_model, open_synthesis
@@ -465,6 +465,14 @@ def test_an_arm_is_made_as_the_config_has_it(
         synthesis = open_synthesis(plain, arm, vertical, index)
         assert synthesis.disagreement == ("repair" if arm == "naive" else "drop")
         assert isinstance(synthesis.teacher, SymbolicTeacher) is (arm != "direct")
+    few = pair_rows(world_tables, prompts, captions).head(20)
+    arms = {arm: open_synthesis(plain, arm, vertical, index) for arm in ("progressive", "label_first")}
+    straight, turned = (synthesis(few) for synthesis in arms.values())
+    assert arms["progressive"].identity != arms["label_first"].identity
+    assert set(turned.arm) == {"label_first"}
+    assert turned.kept.tolist() == straight.kept.tolist()
+    for one, other in zip(straight.completion, turned.completion, strict=True):
+        assert parse_label_first(other) == parse(one)
     remote = open_chat_model(load_config(overrides={"cot.teacher": "openai", "cot.teacher_model": "big"}))
     assert isinstance(remote, OpenAIChat)
     heard = Scripted(lambda _: GOOD)
