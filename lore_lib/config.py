@@ -26,10 +26,16 @@ MOCKS = {"captioner": {"pixels": "a vision-language model"}, "teacher": {"symbol
 
 # What this version can run; the other choices are the paper's own, and nothing stands in for them silently.
 BUILT = {
-    "features.captioner": ("pixels",),
+    "features.captioner": ("pixels", "vlm", "openai"),
     "cot.teacher": ("symbolic", "openai", "hf", "vllm"),
     "sampling.engine": ("hf",),
 }
+
+
+def _without_secret(url: str) -> str:
+    if "@" in url or "?" in url:
+        raise ValueError("no password or query in it; the key belongs in OPENAI_API_KEY")
+    return url
 
 
 class _Frozen(BaseModel):
@@ -63,11 +69,26 @@ class FeaturesConfig(_Frozen):
 
     template: Literal["nano", "en", "zh"] = "nano"  # wording of the prompt; nano is bare, for lore-nano
     budget: Literal["short", "mid", "full"] = "mid"  # the template's token budget of the user's turn
-    captioner: Literal["pixels", "vlm"] = "pixels"  # who looks at the picture; pixels is a mock of a VLM
+    captioner: Literal["pixels", "vlm", "openai"] = "pixels"  # who looks; pixels is a mock of a VLM
+    captioner_model: str = ""  # folder or hub name (vlm), name at the endpoint (openai)
+    captioner_url: str = "http://localhost:8000/v1"  # OpenAI-compatible; its key is in OPENAI_API_KEY, if any
+    captioner_concurrency: int = Field(default=32, ge=1)  # calls in flight
+    captioner_requests_per_minute: float = Field(default=0, ge=0)  # 0 = no limit
     ablation_pairs: int = Field(default=400, ge=1)  # train pairs whose labels are taught from each prompt
     ablation_epochs: float = Field(default=3, gt=0)  # passes over them
     ablation_learning_rate: float = Field(default=2e-3, gt=0)  # peak of the schedule
     ablation_samples: int = Field(default=4, ge=1)  # completions per dev pair
+
+    @field_validator("captioner_url")
+    @classmethod
+    def _no_secret(cls, url: str) -> str:
+        return _without_secret(url)
+
+    @model_validator(mode="after")
+    def _captioner_can_see(self) -> "FeaturesConfig":
+        if self.captioner != "pixels" and not self.captioner_model:
+            raise ValueError(f"captioner={self.captioner} needs a model; set features.captioner_model")
+        return self
 
 
 class CotConfig(_Frozen):
@@ -105,9 +126,7 @@ class CotConfig(_Frozen):
     @field_validator("teacher_url")
     @classmethod
     def _no_secret(cls, url: str) -> str:
-        if "@" in url or "?" in url:
-            raise ValueError("no password or query in it; the key belongs in OPENAI_API_KEY")
-        return url
+        return _without_secret(url)
 
     @model_validator(mode="after")
     def _teacher_can_teach(self) -> "CotConfig":
@@ -231,6 +250,7 @@ class RuntimeConfig(_Frozen):
 
     workers: int = Field(default=3, ge=1)  # independent trainings at once, one thread each
     stage_timeout_minutes: float = Field(default=60.0, gt=0)  # a notebook that takes longer is stopped
+    engine: Literal["local", "ray"] = "local"  # of batch synthesis: this process, or Ray Data over workers
 
 
 class Config(_Frozen):
@@ -285,6 +305,7 @@ PROFILE_TABLE: dict[str, tuple[Any, Any, Any]] = {
     "world.pairs_per_query": (3, None, 8),
     "features.template": (None, "en", "en"),
     "features.captioner": (None, None, "vlm"),
+    "features.captioner_model": (None, None, "Qwen/Qwen2.5-VL-7B-Instruct"),
     "features.ablation_pairs": (48, None, 2000),
     "features.ablation_epochs": (1, 2, 2),
     "features.ablation_learning_rate": (None, 2e-4, 1e-4),

@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field, ValidationError
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
 from tenacity import wait_random_exponential as backoff
 
-from lore_lib.cot.chat import CALL_FAILURES, Arrived, Draw, Reply, Request, ignore, read_reply
+from lore_lib.cot.chat import CALL_FAILURES, Arrived, Draw, Message, Reply, Request, ignore, read_reply
 from lore_lib.errors import EngineError, LoreError
 
 KEY = "OPENAI_API_KEY"
@@ -31,6 +31,7 @@ LONGEST_WAIT = 120.0
 GIVE_UP_AFTER = 100
 """Calls that failed in a row after which the rest of a batch is not tried: the endpoint is down."""
 
+_IMAGE_TOKENS = 300  # of a picture, guessed before the endpoint says
 _NEEDS_A_PERSON = {401: f"no or a wrong key: set {KEY}", 403: "not allowed", 404: "no such model or path"}
 _PASSING = {408, 409, 425}
 
@@ -225,7 +226,7 @@ class OpenAIChat:
     async def _attempt(self, client: httpx.AsyncClient, request: Request) -> Reply:
         structured = self._structured
         body = self._body(request, structured)
-        guess = sum(len(message["content"]) for message in request.messages) / 4 + self._draw.max_tokens / 2
+        guess = sum(map(_size, request.messages)) + self._draw.max_tokens / 2
         await self._requests.take()
         await self._tokens.take(guess)
         try:
@@ -288,14 +289,23 @@ def _checked(url: str) -> str:
         parts = httpx.URL(url)
     except httpx.InvalidURL as error:
         raise EngineError(
-            "the teacher's URL cannot be read; give one such as http://localhost:8000/v1"
+            "the endpoint's URL cannot be read; give one such as http://localhost:8000/v1"
         ) from error
     if parts.scheme not in ("http", "https") or not parts.host or parts.userinfo or parts.query:
         raise EngineError(
-            "the teacher's URL must be http(s)://host[:port]/path, such as http://localhost:8000/v1, without "
-            f"password or query; a key belongs in the environment variable {KEY}"
+            "the endpoint's URL must be http(s)://host[:port]/path, such as http://localhost:8000/v1, "
+            f"without password or query; a key belongs in the environment variable {KEY}"
         )
     return str(parts).rstrip("/")
+
+
+def _size(message: Message) -> float:
+    """Tokens of a message, guessed."""
+    if isinstance(message["content"], str):
+        return len(message["content"]) / 4
+    return sum(
+        len(part["text"]) / 4 if part["type"] == "text" else _IMAGE_TOKENS for part in message["content"]
+    )
 
 
 def _authorisation() -> dict[str, str]:
