@@ -117,7 +117,8 @@ class CotConfig(_Frozen):
     encoder: str = "sentence-transformers/all-MiniLM-L6-v2"  # folder or hub name, for dense and hybrid
     naive_disagreement: Literal["repair", "drop"] = "repair"  # naive reasoning with another verdict than gold
     max_words: int = Field(default=90, ge=1)  # longest completion the funnel keeps
-    ablation_pairs: int = Field(default=600, ge=1)  # train pairs of the experiment that leaves out stages
+    ablation_pairs: int = Field(default=400, ge=1)  # train pairs of the experiment that leaves out stages
+    ablation_batch_pairs: int = Field(default=2, ge=1)  # per optimiser step: with few pairs, steps are short
     ablation_epochs: float = Field(default=3, gt=0)  # passes over them
     ablation_samples: int = Field(default=8, ge=1)  # completions per dev pair
     ablation_seeds: tuple[int, ...] = Field(default=(0,), min_length=1)  # one training per arm and seed
@@ -315,6 +316,7 @@ PROFILE_TABLE: dict[str, tuple[Any, Any, Any]] = {
     "cot.teacher_model": (None, None, "Qwen/Qwen2.5-72B-Instruct"),
     "cot.max_words": (None, None, 300),
     "cot.ablation_pairs": (48, None, 20_000),
+    "cot.ablation_batch_pairs": (None, 16, 64),
     "cot.ablation_epochs": (1, 2, 2),
     "cot.ablation_samples": (2, None, None),
     "cot.on_policy_samples": (2, None, None),
