@@ -182,6 +182,49 @@ def generate_command(
     )
 
 
+@commands.command("synthesise")
+def synthesise_command(
+    profile: Profile = "demo",
+    vertical: Vertical = "apparel_home",
+    run: Run = "",
+    seed: Seed = 17,
+    arm: Annotated[str, typer.Option(help="direct, naive, progressive, or 'without knowledge' etc.")] = (
+        "progressive"
+    ),
+    engine: Annotated[str, typer.Option(help="local (this process) or ray (Ray Data over workers).")] = "",
+    workers: Annotated[int, typer.Option(help="Ray workers; runtime.workers by default.")] = 0,
+    source: Annotated[
+        Path | None, typer.Option("--from", help="Folder with the tables; the run's 01_features by default.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the traces; outputs/<run>/synthesis/<arm> by default.")
+    ] = None,
+    settings: Settings = None,
+) -> None:
+    """Write chains of thought for any number of pairs; an interrupted synthesis resumes."""
+    from lore_lib.config import load_config, require_built
+    from lore_lib.cot.batch import prepare_batch, run_batch
+    from lore_lib.cot.synthesis import STAGES_OF, read_traces
+    from lore_lib.errors import nearest
+    from lore_lib.run.stage import run_folder
+
+    if arm not in ("direct", *STAGES_OF):
+        raise ConfigError(f"unknown arm {arm!r}; {nearest(arm, ('direct', *STAGES_OF))}")
+    chosen: dict[str, Any] = {"runtime.engine": engine} if engine else {}
+    chosen |= {"runtime.workers": workers} if workers else {}
+    config = load_config(profile, vertical, run, seed, _overrides(settings) | chosen)
+    require_built(config)
+    home = run_folder(config)
+    folder = out or home / "synthesis" / arm.replace(" ", "-")
+    start = time.monotonic()
+    manifest = run_batch(prepare_batch(folder, source or home / "01_features", config, arm))
+    traces = read_traces(folder)
+    for reason, count in traces["reason"].value_counts().items():
+        typer.echo(f"{reason}: {count:,}")
+    rate = len(traces) / max(time.monotonic() - start, 1e-9)
+    typer.echo(f"{traces['kept'].sum():,} of {len(traces):,} chains kept, {rate:,.0f} a second; {manifest}")
+
+
 @commands.command("build-benchmark")
 def build_benchmark_command(
     out: Annotated[Path, typer.Option(help="Folder for the files and their card.")] = Path(

@@ -28,7 +28,7 @@ MOCKS = {"captioner": {"pixels": "a vision-language model"}, "teacher": {"symbol
 
 # What this version can run; the other choices are the paper's own, and nothing stands in for them silently.
 BUILT = {
-    "features.captioner": ("pixels",),
+    "features.captioner": ("pixels", "vlm", "openai"),
     "cot.teacher": ("symbolic", "openai", "hf", "vllm"),
     "sampling.engine": ("hf", "vllm", "openai"),
 }
@@ -71,12 +71,24 @@ class FeaturesConfig(_Frozen):
 
     template: Literal["nano", "en", "zh"] = "nano"  # wording of the prompt; nano is bare, for lore-nano
     budget: Literal["short", "mid", "full"] = "mid"  # the template's token budget of the user's turn
-    captioner: Literal["pixels", "vlm"] = "pixels"  # who looks at the picture; pixels is a mock of a VLM
+    captioner: Literal["pixels", "vlm", "openai"] = "pixels"  # who looks; pixels is a mock of a VLM
+    captioner_model: str = ""  # folder or hub name (vlm), name at the endpoint (openai)
+    captioner_url: str = "http://localhost:8000/v1"  # OpenAI-compatible; its key is in OPENAI_API_KEY, if any
+    captioner_concurrency: int = Field(default=32, ge=1)  # calls in flight
+    captioner_requests_per_minute: float = Field(default=0, ge=0)  # 0 = no limit
     ablation_pairs: int = Field(default=2000, ge=1)  # train pairs, each taught on every rung of the ladder
     ablation_epochs: float = Field(default=1, gt=0)  # passes over them
     ablation_trainings: int = Field(default=2, ge=1)  # models tuned so, each with a seed of its own
     ablation_learning_rate: float = Field(default=2e-3, gt=0)  # peak of the schedule
     ablation_samples: int = Field(default=4, ge=1)  # completions per dev pair, rung and training
+
+    _captioner_url = field_validator("captioner_url")(_no_secret)
+
+    @model_validator(mode="after")
+    def _captioner_can_see(self) -> "FeaturesConfig":
+        if self.captioner != "pixels" and not self.captioner_model:
+            raise ValueError(f"captioner={self.captioner} needs a model; set features.captioner_model")
+        return self
 
 
 class CotConfig(_Frozen):
@@ -105,7 +117,8 @@ class CotConfig(_Frozen):
     encoder: str = "sentence-transformers/all-MiniLM-L6-v2"  # folder or hub name, for dense and hybrid
     naive_disagreement: Literal["repair", "drop"] = "repair"  # naive reasoning with another verdict than gold
     max_words: int = Field(default=90, ge=1)  # longest completion the funnel keeps
-    ablation_pairs: int = Field(default=600, ge=1)  # train pairs of the experiment that leaves out stages
+    ablation_pairs: int = Field(default=400, ge=1)  # train pairs of the experiment that leaves out stages
+    ablation_batch_pairs: int = Field(default=2, ge=1)  # per optimiser step: with few pairs, steps are short
     ablation_epochs: float = Field(default=3, gt=0)  # passes over them
     ablation_samples: int = Field(default=8, ge=1)  # completions per dev pair
     ablation_seeds: tuple[int, ...] = Field(default=(0,), min_length=1)  # one training per arm and seed
@@ -329,6 +342,7 @@ class RuntimeConfig(_Frozen):
     processes: int = Field(default=1, ge=1)  # that train one model together; above 1, by accelerate launch
     accelerate: str = "ddp"  # how they do: configs/accelerate/<name>.yaml
     stage_timeout_minutes: float = Field(default=60.0, gt=0)  # a notebook that takes longer is stopped
+    engine: Literal["local", "ray"] = "local"  # of batch synthesis: this process, or Ray Data over workers
 
 
 class Config(_Frozen):
@@ -384,6 +398,7 @@ PROFILE_TABLE: dict[str, tuple[Any, Any, Any]] = {
     "world.pairs_per_query": (3, None, 8),
     "features.template": (None, "en", "en"),
     "features.captioner": (None, None, "vlm"),
+    "features.captioner_model": (None, None, "Qwen/Qwen2.5-VL-7B-Instruct"),
     "features.ablation_pairs": (16, None, None),
     "features.ablation_trainings": (1, 1, 1),
     "features.ablation_learning_rate": (None, 2e-4, 1e-4),
@@ -393,6 +408,7 @@ PROFILE_TABLE: dict[str, tuple[Any, Any, Any]] = {
     "cot.teacher_model": (None, None, "Qwen/Qwen2.5-72B-Instruct"),
     "cot.max_words": (None, None, 300),
     "cot.ablation_pairs": (48, None, 20_000),
+    "cot.ablation_batch_pairs": (None, 16, 64),
     "cot.ablation_epochs": (1, 2, 2),
     "cot.ablation_samples": (2, None, None),
     "cot.on_policy_samples": (2, None, None),
