@@ -149,6 +149,17 @@ def pretrain_nano_command(
     typer.echo(pretrain([load_vertical(name) for name in verticals], out, documents, seed, bf16=bf16))
 
 
+@commands.command("convert-gguf")
+def convert_gguf_command(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .gguf file of an instruction-tuned model.")],
+    out: Annotated[Path, typer.Option(help="Folder of the model; it must not exist yet.")],
+) -> None:
+    """Turn a GGUF file into a model folder that can be tuned: then --set model.base=FOLDER."""
+    from lore_lib.training.convert import convert_gguf
+
+    typer.echo(convert_gguf(file, out))
+
+
 @commands.command("generate")
 def generate_command(
     items: Annotated[int, typer.Option(help="At least so many items; whole queries of 6 items are made.")],
@@ -277,6 +288,46 @@ def init_vertical_command(
 
     typer.echo(f"wrote {init_vertical(name, source)}")
     typer.echo(f"next: edit it, run 'lore validate {name}', then 'lore run --vertical {name}'")
+
+
+@commands.command("serve")
+def serve_command(
+    run: Run = "demo",
+    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 is every one.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8080,
+    settings: Settings = None,
+) -> None:
+    """Serve a run over HTTP: cached scores, the ONNX student, the LLM (settings service.*)."""
+    from lore_lib.serving.app import build_app, server
+    from lore_lib.serving.bundle import open_bundle, start_service
+
+    bundle = open_bundle(run, _overrides(settings))
+    app = build_app(lambda: start_service(bundle, tell=typer.echo), bundle.config.service)
+    typer.echo(f"serving run {run} ({len(bundle.catalogue):,} items) at http://{host}:{port}; Ctrl-C ends it")
+    try:
+        server(app, host, port, bundle.config.service.deadline_ms / 1000 + 1).run()
+    except KeyboardInterrupt:  # the server has finished what was at work, and then tells of the signal again
+        typer.echo("stopped")
+
+
+@commands.command("load")
+def load_command(
+    trace: Annotated[Path, typer.Option(help="Parquet file: time_s (rising from 0), query, item_id.")],
+    url: Annotated[str, typer.Option(help="Of a running service.")] = "http://127.0.0.1:8080",
+    out: Annotated[Path | None, typer.Option(help="Parquet file for one row per answer.")] = None,
+    connections: Annotated[int, typer.Option(min=1, help="Held open at most.")] = 1000,
+) -> None:
+    """Replay a trace at a running service, each request at its moment, and time every answer."""
+    import asyncio
+
+    from lore_lib.artifacts import read_parquet, write_parquet
+    from lore_lib.serving.load import replay, summary
+
+    answers = asyncio.run(replay(url, read_parquet(trace), connections))
+    if out:
+        write_parquet(answers, out)
+    for name, value in summary(answers).items():
+        typer.echo(f"{name:15} {value:,.3f}")
 
 
 @commands.command("kernel")

@@ -148,7 +148,7 @@ def settled_by_picture(rows: pd.DataFrame, vertical: Vertical, captions: pd.Seri
         stated, cpv = {k: v for k, v in truth.items() if k not in vertical.pictured}, json.loads(row["cpv"])
         told = stated | {name: cpv[name] for name in vertical.pictured if name in cpv}
         shown = captions[row["item_id"]]
-        seen = dict(zip(vertical.pictured, shown.split(", "), strict=False)) if shown else {}
+        seen = dict(zip(vertical.pictured, shown.split(", "), strict=False)) if isinstance(shown, str) else {}
         by_text, by_picture = (judge(vertical, demands, item).label for item in (told, told | seen))
         marks.append(by_text != row["label"] and by_picture == row["label"])
     return pd.Series(marks, index=rows.index, dtype=bool)
@@ -216,7 +216,7 @@ def draw(rows: pd.DataFrame, recipe: Recipe, rng: np.random.Generator) -> pd.Dat
         most = max(1, int(recipe.industry_cap * size)) if subset == "general" else size
         quotas = industry_quotas(part["industry"].value_counts().sort_index(), size, most)
         place = part.groupby("industry").cumcount()
-        parts.append(part[place < part["industry"].map(quotas).fillna(0)].sort_index())
+        parts.append(part[place < part["industry"].map(quotas).astype(int)].sort_index())
     drawn = pd.concat(parts)
     if drawn.empty:
         raise DataError(f"no pair of {len(rows)} fits a subset; mark kinds and intents, see data/README.md")

@@ -58,6 +58,33 @@ def trec_run(judged: pd.DataFrame, benchmark: Benchmark, tag: str) -> str:
     return "".join(f"{query} Q0 {item} {rank} {score} {tag}\n" for query, item, rank, score in keys)
 
 
+def write_exports(
+    folder: Path,
+    benchmark: Benchmark,
+    judged: pd.DataFrame,
+    table: pd.DataFrame,
+    prompts: pd.Series,
+    system: str,
+) -> list[Path]:
+    """Write everything of this module for one system; returns the paths.
+
+    Args:
+        folder: gets qrels.txt, <system>.run, <system>.json, and the task's two files.
+        benchmark: the pairs.
+        judged: the system's answers, from :meth:`Benchmark.judged`.
+        table: its scores, from :func:`lore_lib.rair.metrics.score_table`.
+        prompts: ``pair_id`` -> the user's turn.
+        system: its name, one word.
+    """
+    texts = {
+        "qrels.txt": trec_qrels(benchmark),
+        f"{system}.run": trec_run(judged, benchmark, system),
+        f"{system}.json": harness_results(table, benchmark, system),
+    }
+    written = [atomic_write_text(folder / name, text) for name, text in texts.items()]
+    return [*written, write_task(benchmark, prompts, folder)]
+
+
 def task_name(benchmark: Benchmark) -> str:
     """Name of the harness task, such as "rair_mini_apparel_home"."""
     return benchmark.name.replace("/", "_").replace("-", "_")

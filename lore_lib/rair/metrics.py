@@ -153,6 +153,36 @@ def score_table(judged: pd.DataFrame, resamples: int, rng: np.random.Generator) 
     return table[["subset", *table.columns.drop("subset")]]
 
 
+def evaluate_slices(
+    judged: pd.DataFrame, columns: Sequence[str], resamples: int, rng: np.random.Generator
+) -> pd.DataFrame:
+    """`evaluate_by` for several columns, one below the other.
+
+    Returns:
+        by (the column), slice (its value), then the columns of `evaluate`.
+    """
+    parts = [
+        evaluate_by(judged, column, resamples, rng).rename(columns={column: "slice"}).assign(by=column)
+        for column in columns
+    ]
+    table = pd.concat(parts, ignore_index=True)
+    return table[["by", *table.columns.drop("by")]]
+
+
+def readable(table: pd.DataFrame) -> pd.DataFrame:
+    """Systems in rows, metrics in columns, each cell "0.858 [0.815, 0.895]".
+
+    Args:
+        table: system, metric, value, low, high; one row per couple.
+    """
+    cells = [
+        f"{value:.3f} [{low:.3f}, {high:.3f}]"
+        for value, low, high in zip(table["value"], table["low"], table["high"], strict=True)
+    ]
+    wide = table.assign(cell=cells).pivot(index="system", columns="metric", values="cell")
+    return wide.loc[list(dict.fromkeys(table["system"])), list(dict.fromkeys(table["metric"]))]
+
+
 def class_report(judged: pd.DataFrame) -> pd.DataFrame:
     """Precision, recall, F1 and support of each label (sklearn; 0 where undefined)."""
     precision, recall, f1, support = precision_recall_fscore_support(
@@ -269,6 +299,29 @@ def detectable(standard_error: float, power: float = 0.8, alpha: float = 0.05) -
     return float((norm.ppf(1 - alpha / 2) + norm.ppf(power)) * standard_error)
 
 
+def power_table(tested: pd.DataFrame, wanted: float = 0.01) -> pd.DataFrame:
+    """The least difference that each comparison could have found, and how many queries find `wanted`.
+
+    The standard error is that of the interval over queries. Two systems that answer alike tell nothing about
+    it and are left out.
+
+    Args:
+        tested: from `compare_all`.
+        wanted: a difference worth finding.
+
+    Returns:
+        step, metric, difference, least_detectable, n, queries, queries_needed.
+    """
+    rows = tested[tested["high"] > tested["low"]].reset_index(drop=True)
+    least = [
+        detectable((high - low) / (2 * norm.ppf(0.975)))
+        for low, high in zip(rows["low"], rows["high"], strict=True)
+    ]
+    needed = [queries_needed(q, found, wanted) for q, found in zip(rows["queries"], least, strict=True)]
+    rows = rows.assign(least_detectable=least, queries_needed=needed)
+    return rows[["step", "metric", "difference", "least_detectable", "n", "queries", "queries_needed"]]
+
+
 def queries_needed(queries: int, found: float, wanted: float) -> int:
     """How many queries find a difference of `wanted` where `queries` find one of `found`: by the square.
 
@@ -308,7 +361,7 @@ def _divide(top: Floats, bottom: Floats) -> Floats:
 
 
 def _refuse(what: str, found: set[str] | pd.Series) -> None:
-    names = sorted(set(found))
+    names = sorted(set(map(str, found)))
     if names:
         more = ", ..." if len(names) > 3 else ""
         raise DataError(f"{len(names)} {what}: {', '.join(names[:3])}{more}")

@@ -222,6 +222,13 @@ def asked_pairs(
     return rows[list(ASKED_COLUMNS)]
 
 
+def told_pairs(prompts: pd.DataFrame, queries: pd.DataFrame) -> pd.DataFrame:
+    """The pairs of a run as systems are asked them, gold labels and all, from its tables of prompts and
+    queries."""
+    rows = prompts.merge(queries[["query_id", "query"]], on="query_id", validate="m:1")
+    return rows.assign(item_text=rows["bare"].str.partition("\n")[2])  # all lines after the query's
+
+
 def language_model(config: Config, name: str, model: str | Path) -> LanguageModel:
     """One completion per pair, greedy or sampled as ``rair.greedy`` has it, by the sizes of the config."""
     from lore_lib.sampling.engine import Sampling, resolve_model
@@ -237,6 +244,29 @@ def language_model(config: Config, name: str, model: str | Path) -> LanguageMode
     files = sorted(Path(resolve_model(str(model))).glob("*.safetensors"))
     weights = " ".join(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files)
     return LanguageModel(name, str(model), weights, sampling, config.model.dtype, config.model.device)
+
+
+def chain_models(config: Config, sft: Path, grpo: Path) -> tuple[list[LanguageModel], int]:
+    """The models of a run, in the order of the chain: base, SFT arms, and the GRPO seed with the best dev
+    probe.
+
+    Picked on the benchmark's own pairs, that seed's score would be a maximum over seeds and not an estimate.
+
+    Args:
+        config: of the run.
+        sft: folder with a model per arm.
+        grpo: folder with one run per seed.
+
+    Returns:
+        The models, the last named "grpo", and the seed.
+    """
+    from lore_lib.training.grpo import run_rows
+
+    probes = {seed: run_rows(grpo / f"seed-{seed}")[1].pass_at_1.max() for seed in config.grpo.seeds}
+    seed = max(probes, key=probes.__getitem__)
+    folders = {"zero-shot base": config.model.base} | {arm: sft / arm for arm in config.cot.arms}
+    folders |= {"grpo": grpo / f"seed-{seed}" / "best"}
+    return [language_model(config, name, folder) for name, folder in folders.items()], seed
 
 
 def endpoint_judge(config: Config, cache: Path) -> ChatJudge:

@@ -145,9 +145,12 @@ _SPECS = (
         "General, long-tail hard and visual salience: every system beside trivial baselines",
         needs=("01_features", "02_cot_synthesis", "03_sft", "04_pass_at_8", "05_grpo"),
         sections=(*_BASE, "cot", "sft", "sampling", "grpo", "rair"),
-        promises=("benchmark.parquet", "predictions.parquet", "scores.parquet", "comparisons.parquet"),
+        promises=(
+            "benchmark.jsonl",
+            *(f"{table}.parquet" for table in ("predictions", "scores", "comparisons", "served")),
+        ),
         headlines=("acc@2", "acc@4", "macro-F1"),
-        minutes=(0.5, 1.1, 30, 120),
+        minutes=(0.6, 1.6, 30, 120),
     ),
     _spec(
         "07_serving",
@@ -290,6 +293,8 @@ def _data(spec: StageSpec, config: Config) -> dict[str, str]:
         root / "data" / "verticals" / config.vertical,
         root / config.model.base,
     ]
+    if "rair" in spec.sections:
+        folders.append(root / "data" / "benchmarks")
     if "serving" in spec.sections:
         folders.append(root / config.serving.student_base)
     files = sorted({path for folder in folders for path in folder.rglob("*") if path.is_file()})
