@@ -13,7 +13,6 @@ idle. The policy ``on_policy`` is just that, and says so.
 from __future__ import annotations
 
 import math
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -52,8 +51,9 @@ from lore_lib.sampling.engine import (
 )
 from lore_lib.sampling.pass_at_k import summarise
 from lore_lib.sampling.strata import curriculum_window
+from lore_lib.training.head import score_labelled_positions
 from lore_lib.training.rewards import Grading, reward, reward_functions, training_progress
-from lore_lib.training.sft import FINISHED, drop_checkpoints, hardware, lora_config, quiet_trl
+from lore_lib.training.sft import FINISHED, drop_checkpoints, hardware, lora_config, processes, quiet_trl
 
 PROBES = "probes.jsonl"
 BEST = "best"
@@ -321,22 +321,25 @@ def train_grpo(job: GrpoJob) -> Path:
         )
     rollout = _Rollout(job, [chat_text(tokenizer, user) for user in pool.prompt], pool.label.tolist())
     job.out.mkdir(parents=True, exist_ok=True)
-    probe = _Probe(job)
+    probe, arguments = _Probe(job), grpo_config(job, processes())
+    model = load_model(job.base, job.dtype, job.device if processes() == 1 else "cpu")
     with quiet_trl():
         trainer = LeanTrainer(
-            model=load_model(job.base, job.dtype, job.device),
+            model=model,
             reward_funcs=reward_functions(job.grading),
-            args=grpo_config(job, int(os.environ.get("WORLD_SIZE", "1"))),
+            args=arguments,
             train_dataset=rollout.first_draws(),
             processing_class=tokenizer,
             callbacks=[probe, _Finite(job)],
             peft_config=lora_config(job.lora_rank),
             rollout_func=rollout,
         )
+        if arguments.use_cpu:
+            score_labelled_positions(model, job.temperature)
         probe.trainer = trainer
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=get_last_checkpoint(str(job.out)))
-        if trainer.accelerator.is_main_process:
+        if trainer.is_world_process_zero():
             _finish(job, trainer.state.log_history)
     return job.out / BEST
 
@@ -353,11 +356,23 @@ def _finish(job: GrpoJob, log: Sequence[dict[str, Any]]) -> None:
     drop_checkpoints(job.out)
 
 
-def _replace_folder(folder: Path, model: Any, tokenizer: Any) -> None:
+def _keep(trainer: GRPOTrainer, folder: Path) -> None:
+    """Save the weights as they are now, of an adapter its own alone: the model in training stays untouched.
+
+    All processes take part, for sharded weights are gathered; the first one writes.
+    """
+    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    weights = trainer.accelerator.get_state_dict(trainer.model) if sharded else None
+    if trainer.is_world_process_zero():
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        _replace_folder(folder, model, trainer.processing_class, weights)
+
+
+def _replace_folder(folder: Path, model: Any, tokenizer: Any, weights: Any = None) -> None:
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     with no_weight_bars():
-        model.save_pretrained(part)
+        model.save_pretrained(part, state_dict=weights)
     tokenizer.save_pretrained(part)
     shutil.rmtree(folder, ignore_errors=True)
     part.replace(folder)
@@ -594,10 +609,9 @@ class _Probe(TrainerCallback):
             "parse_rate": float((samples.parse_kind == "ok").mean()),
             "examples": samples.completion[:3].tolist(),
         }
-        if self.trainer.accelerator.is_main_process:
-            if all(row["pass_at_1"] > earlier["pass_at_1"] for earlier in rows):
-                model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-                _replace_folder(self._job.out / BEST, model, self.trainer.processing_class)
+        if all(row["pass_at_1"] > earlier["pass_at_1"] for earlier in rows):
+            _keep(self.trainer, self._job.out / BEST)
+        if self.trainer.is_world_process_zero():
             write_jsonl(path, [*rows, row])
         return [earlier["pass_at_1"] for earlier in (*rows, row)]
 

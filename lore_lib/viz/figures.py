@@ -15,7 +15,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib import figure as mpl
 from matplotlib.axes import Axes
-from matplotlib.ticker import EngFormatter, FuncFormatter, PercentFormatter
+from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike, NDArray
 
 from lore_lib.sampling.strata import STRATA
@@ -231,6 +231,7 @@ def training_curves(rows: pd.DataFrame, title: str) -> Figure:
         axes.remove()
     for axes in grid[max(0, len(panels) - columns) : len(panels)]:
         axes.set_xlabel("rollout")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.tick_params(labelbottom=True)
     seeds = rows["seed"].nunique()
     band = f" (band: lowest to highest of {seeds} seeds)" if seeds > 1 else ""

@@ -115,7 +115,8 @@ def test_a_job_follows_the_config(tmp_path: Path) -> None:
     files = {name: tmp_path / name for name in ("pool", "probe", "out")}
     job = grpo_job(config, tmp_path / "base", **files, seed=2)
     assert (job.base, job.out, job.seed) == (str(tmp_path / "base"), tmp_path / "out", 2)
-    assert (job.rollouts, job.batch_completions, job.probe_n, job.device) == (3, 64, 4, "cpu")
+    assert (job.rollouts, job.batch_completions, job.device) == (3, 64, "cpu")
+    assert job.probe_n == config.grpo.probe_completions
     assert (job.temperature, job.max_completion_tokens) == (1.0, 112)
 
 
