@@ -90,6 +90,25 @@ def report_command(
     console.print(f"report: {write_html(run)}", markup=False, soft_wrap=True)
 
 
+@commands.command("diagnose")
+def diagnose_command(
+    run: Annotated[str, typer.Argument(help="Folder name under outputs.")] = "demo",
+) -> None:
+    """Name the failure signs in a run's artefacts, with evidence and the usual remedy."""
+    from lore_lib.run.report import find_run
+    from lore_lib.training.diagnosis import diagnose, read_artefacts
+
+    console = Console(highlight=False)
+    findings = diagnose(read_artefacts(find_run(run)))
+    for finding in findings:
+        verdict = "[FOUND]" if finding.found else "[clear]"
+        console.print(f"{verdict} {finding.sign}: {finding.evidence}", markup=False, soft_wrap=True)
+        if finding.found:
+            console.print(f"        remedy: {finding.remedy}", markup=False, soft_wrap=True)
+    if not findings:
+        typer.echo(f"nothing to judge yet; run: lore run --run {run} --to 05_grpo")
+
+
 @commands.command("doctor")
 def doctor_command(profile: Profile = "demo", settings: Settings = None) -> None:
     """Check Python, packages, kernel, device, memory and disk; every failure comes with its fix."""

@@ -184,14 +184,14 @@ class GrpoConfig(_Frozen):
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)  # one training run each
     policies: tuple[Policy, ...] = Field(default=("clip_higher",), min_length=1)  # to compare; first = recipe
     curricula: tuple[Curriculum, ...] = Field(default=("easy_to_hard",), min_length=1)  # likewise
-    prompts_per_rollout: int = Field(default=32, ge=1)  # pairs sampled between two policy snapshots
+    prompts_per_rollout: int = Field(default=16, ge=1)  # pairs sampled between two policy snapshots
     completions_per_prompt: int = Field(default=8, ge=2)  # size of a group
     updates_per_rollout: int = Field(default=4, ge=1)  # optimiser steps on each rollout; on_policy makes 1
     micro_batch_completions: int = Field(default=64, ge=1)  # in memory at once; never changes the sum
-    rollouts: int = Field(default=8, ge=1)  # length of training
+    rollouts: int = Field(default=30, ge=1)  # length of training
     max_refills: int = Field(default=2, ge=0)  # further draws to replace groups without signal
     window_share: float = Field(default=0.5, gt=0, le=1)  # of the ordered pool, from which a rollout draws
-    learning_rate: float = Field(default=1e-4, gt=0)  # constant
+    learning_rate: float = Field(default=5e-4, gt=0)  # peak; falls in a straight line to 0
     epsilon: float = Field(default=0.2, gt=0, lt=1)  # lower clip: ratio >= 1 - epsilon
     epsilon_high: float = Field(default=0.28, gt=0)  # upper clip: ratio <= 1 + epsilon_high
     outcome: Outcome = "same_side"  # what a wrong label is worth
@@ -199,9 +199,9 @@ class GrpoConfig(_Frozen):
     format_reward: float = Field(default=0.1, ge=0)  # added when the completion parses
     overlong_penalty: float = Field(default=0.1, ge=0)  # taken from a completion at the token limit
     easy_share: float = Field(default=0.2, ge=0, lt=1)  # share of the pool that is solved already
-    probe_every_rollouts: int = Field(default=4, ge=1)  # rollouts between two looks at the dev pairs
-    probe_pairs: int = Field(default=120, ge=1)  # dev pairs of a look; the best look's weights are kept
-    probe_completions: int = Field(default=4, ge=1)  # completions per dev pair of a look
+    probe_every_rollouts: int = Field(default=6, ge=1)  # rollouts between two looks at the dev pairs
+    probe_pairs: int = Field(default=240, ge=1)  # dev pairs of a look; the best look's weights are kept
+    probe_completions: int = Field(default=2, ge=1)  # completions per dev pair of a look
     patience_looks: int = Field(default=4, ge=1)  # looks without a new best after which training stops
 
     @model_validator(mode="after")
@@ -425,13 +425,15 @@ PROFILE_TABLE: dict[str, tuple[Any, Any, Any]] = {
     "sampling.pool_n": (8, None, None),
     "sampling.bootstrap": (200, None, None),
     "grpo.seeds": ((0,), None, None),
-    "grpo.prompts_per_rollout": (4, 16, 128),
+    "grpo.policies": (("clip_higher", "on_policy"), None, None),
+    "grpo.prompts_per_rollout": (4, None, 128),
     "grpo.completions_per_prompt": (4, None, 16),
     "grpo.updates_per_rollout": (2, None, None),
-    "grpo.rollouts": (2, None, 200),
+    "grpo.micro_batch_completions": (None, 16, 8),
+    "grpo.rollouts": (2, 12, 200),
     "grpo.learning_rate": (None, 2e-5, 1e-5),
-    "grpo.probe_every_rollouts": (1, None, 20),
-    "grpo.probe_pairs": (12, None, None),
+    "grpo.probe_every_rollouts": (1, 4, 20),
+    "grpo.probe_pairs": (12, 120, None),
     "rair.bootstrap": (200, None, None),
     "rair.limit": (12, None, None),
     "serving.requests": (20_000, None, 10_000_000),

@@ -133,7 +133,10 @@ _SPECS = (
         "KL-free GRPO with clip-higher turns pass@8 into pass@1",
         needs=("01_features", "02_cot_synthesis", "03_sft", "04_pass_at_8"),
         sections=(*_BASE, "cot", "sft", "sampling", "grpo"),
-        promises=("pool.parquet", "samples.parquet", "effects.parquet", "differences.parquet"),
+        promises=tuple(
+            f"{t}.parquet"
+            for t in ("pool", "history", "probes", "variants", "samples", "effects", "differences")
+        ),
         headlines=("pass@1", "pass@8", "pass@1 gain", "pass@8 gain"),
         minutes=(0.8, 7, 120, 1200),
     ),
