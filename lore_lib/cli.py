@@ -294,6 +294,44 @@ def score_command(
         typer.echo(f"{subset} (n={n}): " + ", ".join(cells))
 
 
+@commands.command("evaluate-rair")
+def evaluate_rair_command(
+    out: Annotated[
+        Path, typer.Option(help="Folder for the answers; an interrupted evaluation goes on in it.")
+    ],
+    folder: Annotated[
+        Path | None, typer.Option(help="Local copy of chenJi/RAIR; without it the hub is streamed.")
+    ] = None,
+    profile: Profile = "small",
+    limit: Annotated[int, typer.Option(min=0, help="Stop after about so many pairs; 0 = all.")] = 0,
+    with_rules: Annotated[
+        bool, typer.Option("--with-rules", help="Show the annotators' rules, which mostly name the level.")
+    ] = False,
+    settings: Settings = None,
+) -> None:
+    """Judge the official RAIR rows with the profile's model (--set model.base=...), in Chinese prompts."""
+    from lore_lib.config import load_config
+    from lore_lib.rair.metrics import readable, score_table
+    from lore_lib.rair.official import judge_official, official_blocks
+    from lore_lib.rair.systems import endpoint_judge, language_model
+    from lore_lib.rng import generator
+    from lore_lib.sampling.engine import load_tokenizer
+
+    config = load_config(profile, overrides={"features.template": "zh", **_overrides(settings)})
+    judge = language_model(config, config.model.base, config.model.base)
+    system = endpoint_judge(config, out / "replies.sqlite") if config.rair.judge_model else judge
+    tokenizer = None if config.rair.judge_model else load_tokenizer(config.model.base)
+    blocks = official_blocks(folder, config.features, tokenizer, with_rules=with_rules)
+    judged = judge_official([system], blocks, out, limit=limit)[system.name]
+    if with_rules:
+        shown = f"rules shown; {judged.names_label.mean():.1%} of them name the gold level and no other"
+        typer.echo(shown)
+    rng = generator(config.seed, "evaluate-rair")
+    scored = score_table(judged, config.rair.bootstrap, rng).rename(columns={"subset": "system"})
+    typer.echo(f"{system.name}: {len(judged):,} pairs, 95 % intervals over queries")
+    typer.echo(readable(scored).to_string())
+
+
 LEFT_SHOWN = 50
 """Rows left out by choice that ``lore validate`` prints; notebook 01 writes all of them."""
 
