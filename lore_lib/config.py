@@ -241,6 +241,9 @@ class ServingConfig(_Frozen):
     # the bill
     gpu_price: float = Field(default=2.5, ge=0)  # money per worker and hour, online or offline
     cpu_price: float = Field(default=0.05, ge=0)  # money per student core and hour
+    seeds: tuple[int, ...] = Field(
+        default=(0, 1, 2, 3, 4), min_length=1
+    )  # of sweeps; intervals are over these
     slo_ms: float = Field(default=1000.0, gt=0)  # latency promised at p95
     # the student
     student_base: str = "data/models/lore-nano"  # folder under the project root, or a hub name
@@ -343,6 +346,7 @@ PROFILE_TABLE: dict[str, tuple[Any, Any, Any]] = {
     "grpo.probe_pairs": (12, None, None),
     "rair.bootstrap": (200, None, None),
     "serving.requests": (20_000, None, 10_000_000),
+    "serving.seeds": ((0, 1), None, None),
     "serving.queries": (2000, None, 1_000_000),
     "serving.cache_pairs": (200, None, 100_000),
     "serving.student_base": (None, None, "Qwen/Qwen2.5-0.5B"),

@@ -130,12 +130,4 @@ def stratify(counts: Floats, head_share: float, torso_share: float) -> Codes:
     return codes
 
 
-def thresholds(counts: Floats, codes: Codes) -> pd.Series:
-    """The rule that `stratify` came to: the least past count of a query of the head, and of the torso."""
-    return pd.Series(
-        {STRATA[code]: counts[codes == code].min(initial=np.inf) for code in (HEAD, TORSO)},
-        name="asked at least",
-    )
-
-
 Counter = DecayedCounts | CountMin
