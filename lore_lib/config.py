@@ -249,6 +249,14 @@ class ServingConfig(_Frozen):
     student_base: str = "data/models/lore-nano"  # folder under the project root, or a hub name
     student_epochs: int = Field(default=3, ge=1)  # passes over the sampled train pairs
 
+    @field_validator("llm_outages")
+    @classmethod
+    def _outages_rise(cls, outages: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
+        moments = [moment for outage in outages for moment in outage]
+        if moments != sorted(moments) or min(moments, default=0) < 0:
+            raise ValueError("give (from, to) pairs of days that rise from 0 on, such as [[0.5, 0.6]]")
+        return outages
+
     @model_validator(mode="after")
     def _shares_leave_a_tail(self) -> "ServingConfig":
         if self.head_share + self.torso_share > 1:

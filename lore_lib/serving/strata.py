@@ -3,7 +3,6 @@
 from math import ceil
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from lore_lib.errors import DataError

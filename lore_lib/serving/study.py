@@ -1,7 +1,7 @@
-"""One way to serve under study: every policy on the same days, the frontier, what knobs do, what can go wrong."""
+"""A plan of serving under study: all policies on the same days, the frontier, knobs, and what goes wrong."""
 
-from dataclasses import dataclass, replace
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil
 from typing import Any
@@ -22,9 +22,9 @@ from lore_lib.serving.sweep import Way, changed, over_seeds, sweep
 from lore_lib.serving.tally import Tally, contributions
 from lore_lib.serving.traffic import ZipfMandelbrot, request_stream
 
-SWEEP_PART, SWEEP_LEAST = 4, 5000  # a sweep simulates a quarter of the requests, but not fewer than this
+SWEEP_PART = 4  # a sweep simulates a quarter of the days
 THRESHOLDS = ((0.005, 0.045), (0.02, 0.18), (0.05, 0.3), (0.1, 0.6))  # head and torso share
-CONFIDENCES = (0.4, 0.6, 0.8)  # below which the LLM is asked
+UNSURE = (0.1, 0.25, 0.5)  # share of the judged pairs on which the student is least sure
 LLM_SHARES = (0.05, 0.15, 0.3)  # of random routing
 KNOBS = {
     "Zipf exponent": (0.7, 0.85, 1.0, 1.15, 1.3),
@@ -79,7 +79,8 @@ class Study:
             counts.add(chunk.query)
         asked = pd.Series(counts.estimate()).sort_values(ascending=False, kind="stable")
         asked = asked[asked > 0]
-        codes = stratify(asked.to_numpy(), self.config.head_share, self.config.torso_share)
+        counted = np.asarray(asked, dtype=np.float64)
+        codes = stratify(counted, self.config.head_share, self.config.torso_share)
         return asked, pd.Series(np.array(STRATA)[codes], asked.index, name="stratum")
 
     def table(self, days: Mapping[str, Tally], resamples: int, rng: np.random.Generator) -> pd.DataFrame:
@@ -115,7 +116,8 @@ class Study:
             f"strata {head:g} + {torso:g}": self.way("stratified", head_share=head, torso_share=torso)
             for head, torso in THRESHOLDS
         }
-        ways |= {f"unsure below {c:g}": self.way("confidence", escalate_below=c) for c in CONFIDENCES}
+        for part, below in zip(UNSURE, np.quantile(self.population.confidence, UNSURE), strict=True):
+            ways[f"least sure {part:.0%}"] = self.way("confidence", escalate_below=min(float(below), 1.0))
         ways |= {f"random {share:g}": self.way("random", random_llm_share=share) for share in LLM_SHARES}
         ways |= {
             name: self.way(name) for name in ("cache + student", "cache + LLM", "all student", "all LLM")
@@ -163,6 +165,22 @@ class Study:
         wide = found.pivot(index="way", columns="metric", values="value").loc[list(ways)]
         return wide.rename_axis(index="case", columns=None)
 
+    def metrics(self, table: pd.DataFrame) -> list[dict[str, Any]]:
+        """What a manifest keeps of `table`: name, value, low, high, n of each policy's main numbers."""
+        named = {"acc@2": "acc@2", "macro-F1": "macro_f1", "item GoodRate": "item_goodrate"}
+        named |= {"p95 latency (ms)": "p95_ms", "GPU-seconds per million requests": "gpu_s_per_million"}
+        return [
+            {
+                "name": f"{name} | {row['policy']}",
+                "value": row[of],
+                "low": row.get(f"{of}_low"),
+                "high": row.get(f"{of}_high"),
+                "n": int(row["requests"]),
+            }
+            for _, row in table[table["stratum"] == "all"].iterrows()
+            for name, of in named.items()
+        ]
+
     def glance(self, **settings: Any) -> tuple[pd.DataFrame, Tally]:
         """A short run of the stratified policy with some settings changed: its summary, and its sums."""
         way = self.way("stratified", **settings)
@@ -181,7 +199,6 @@ class Study:
         """
         if "queries" in settings:
             raise DataError("a study has one population; make another Study for other queries.")
-        requests = max(self.config.requests // SWEEP_PART, SWEEP_LEAST)
-        config = changed(self.config, **{"requests": requests, **settings})
-        day_s = config.requests / config.days / self.pace.per_second
-        return Way(policy, config, self.law, Pace(self.pace.per_second, day_s))
+        part = {"requests": ceil(self.config.requests / SWEEP_PART), "days": self.config.days / SWEEP_PART}
+        config = changed(self.config, **{**part, **settings})
+        return Way(policy, config, self.law, self.pace)

@@ -17,7 +17,7 @@ from lore_lib.serving.traffic import Ints
 
 MILLION = 1_000_000
 HOUR_S = 3600
-FASTEST_MS, SLOWEST_MS, RATIO = 1e-4, 1e7, 1.01  # latency cells: 100 ns to 3 hours, each 1 % wide
+FASTEST_MS, SLOWEST_MS, RATIO = 1e-5, 1e7, 1.01  # latency cells: 10 ns to 3 hours, each 1 % wide
 _CELLS = int(np.log(SLOWEST_MS / FASTEST_MS) / np.log(RATIO)) + 1
 _EDGES = FASTEST_MS * RATIO ** np.arange(_CELLS + 1)
 _SHAPE = (4, UNREAD + 1)  # gold x predicted
@@ -135,7 +135,7 @@ class Tally:
         return pd.DataFrame([*rows, self._row("all", list(range(len(STRATA))), config, resamples, rng)])
 
     def good(self) -> Floats:
-        """What adds up over requests: (strata, sources, 4) right by acc@2, by item and query GoodRate, and all."""
+        """What adds up over requests: (strata, sources, 4): right by acc@2, by both GoodRates, all."""
         cells = self._confusion.reshape(len(STRATA), self._sources, -1)
         return np.stack(
             [
@@ -188,7 +188,7 @@ class Tally:
             "student_s_per_million": cpu_s * per,
             "money_per_million": money * per,
             "rented_per_million": rented * per if stratum is None else np.nan,
-            "student_load": cpu_s / self.seconds,
+            "student_load": cpu_s / self.seconds if self.seconds else 0.0,
             "llm_load": gpu_s / self.worker_s if self.worker_s else 0.0,
         }
 
@@ -234,7 +234,8 @@ def contributions(before: Tally, after: Tally, resamples: int, rng: np.random.Ge
     Returns:
         part (a stratum, or "all"), metric, value, low, high.
     """
-    (old, new), columns = (tally.good() for tally in (before, after)), ("acc@2", *QUALITY[2:])
+    columns = ("acc@2", "item GoodRate", "query GoodRate")
+    old, new = before.good(), after.good()
     count = new[..., -1].sum()
     gain = new[..., :-1] / count - old[..., :-1] / old[..., -1].sum()
     totals = np.concatenate([gain, gain.sum(axis=0)[None]]).swapaxes(0, 1)  # (sources, strata + 1, 3)

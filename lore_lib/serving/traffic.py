@@ -118,8 +118,9 @@ def law_of(log: pd.Series, config: ServingConfig) -> tuple[ZipfMandelbrot, str]:
         return law, f"s = {law.exponent:g}, q = {law.shift:g}, as set"
     fit = fit_zipf(log)
     (low, high), (least, most) = fit.exponent_interval, fit.shift_interval
-    told = f"s = {fit.law.exponent:.3f} [{low:.3f}, {high:.3f}], q = {fit.law.shift:.2f} [{least:.2f}, {most:.2f}]"
-    return fit.law, f"{told}, fitted to {fit.ranks} queries of the log, misfit {fit.misfit:.3f}"
+    exponent = f"s = {fit.law.exponent:.3f} [{low:.3f}, {high:.3f}]"
+    shift = f"q = {fit.law.shift:.2f} [{least:.2f}, {most:.2f}]"
+    return fit.law, f"{exponent}, {shift}, fitted to {fit.ranks} queries of the log, misfit {fit.misfit:.3f}"
 
 
 def _log_weights(at: Floats, ranks: Ints) -> tuple[Floats, Floats]:

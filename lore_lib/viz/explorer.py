@@ -29,10 +29,10 @@ def glance(study: Study, slo_ms: float, **settings: float) -> Figure:
 
 
 def serving_explorer(study: Study) -> interactive:
-    """The same figure, drawn anew from a fresh simulation whenever its button is pressed; it needs a kernel."""
+    """The same figure, drawn anew from a fresh simulation at the press of a button; it needs a kernel."""
     plan = study.config
     return interactive(
-        lambda **settings: display(glance(study, **settings)),  # type: ignore[no-untyped-call]
+        lambda **at: display(glance(study, **at)),  # type: ignore[no-untyped-call]
         {"manual": True, "manual_name": "simulate"},
         head_share=FloatLogSlider(value=max(plan.head_share, 0.001), min=-3, max=0, readout_format=".3f"),
         torso_share=FloatSlider(value=plan.torso_share, min=0, max=1, step=0.01),
