@@ -18,6 +18,8 @@ from lore_lib.errors import ConfigError, nearest
 Profile = Literal["smoke", "demo", "small", "paper"]
 Arm = Literal["direct", "naive", "progressive"]
 Curriculum = Literal["easy_to_hard", "shuffled"]
+Policy = Literal["clip_higher", "symmetric", "on_policy"]
+Outcome = Literal["exact", "same_side", "ordinal"]
 Retrieval = Literal["bm25", "dense", "hybrid"]
 PROFILES: tuple[str, ...] = get_args(Profile)
 
@@ -28,7 +30,7 @@ MOCKS = {"captioner": {"pixels": "a vision-language model"}, "teacher": {"symbol
 BUILT = {
     "features.captioner": ("pixels",),
     "cot.teacher": ("symbolic", "openai", "hf", "vllm"),
-    "sampling.engine": ("hf",),
+    "sampling.engine": ("hf", "vllm", "openai"),
 }
 
 
@@ -36,6 +38,12 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, hide_input_in_errors=True
     )
+
+
+def _no_secret(url: str) -> str:
+    if "@" in url or "?" in url:
+        raise ValueError("no password or query in it; the key belongs in OPENAI_API_KEY")
+    return url
 
 
 class ModelConfig(_Frozen):
@@ -96,13 +104,13 @@ class CotConfig(_Frozen):
     encoder: str = "sentence-transformers/all-MiniLM-L6-v2"  # folder or hub name, for dense and hybrid
     naive_disagreement: Literal["repair", "drop"] = "repair"  # naive reasoning with another verdict than gold
     max_words: int = Field(default=90, ge=1)  # longest completion the funnel keeps
+    ablation_pairs: int = Field(default=600, ge=1)  # train pairs of the experiment that leaves out stages
+    ablation_epochs: float = Field(default=3, gt=0)  # passes over them
+    ablation_samples: int = Field(default=8, ge=1)  # completions per dev pair
+    ablation_seeds: tuple[int, ...] = Field(default=(0,), min_length=1)  # one training per arm and seed
+    on_policy_samples: int = Field(default=4, ge=1)  # chains the student writes per train pair
 
-    @field_validator("teacher_url")
-    @classmethod
-    def _no_secret(cls, url: str) -> str:
-        if "@" in url or "?" in url:
-            raise ValueError("no password or query in it; the key belongs in OPENAI_API_KEY")
-        return url
+    _teacher_url = field_validator("teacher_url")(_no_secret)
 
     @model_validator(mode="after")
     def _teacher_can_teach(self) -> "CotConfig":
@@ -122,6 +130,7 @@ class SftConfig(_Frozen):
     epochs: float = Field(default=3, gt=0)  # passes over the training set
     learning_rate: float = Field(default=2e-3, gt=0)  # peak of the schedule
     batch_pairs: int = Field(default=16, ge=1)  # pairs per optimiser step
+    pairs_at_once: int = Field(default=0, ge=0)  # most pairs a device holds at once; 0 = no bound
     max_sequence_tokens: int = Field(default=256, ge=16)  # prompt and completion together
     warmup_share: float = Field(default=0.05, ge=0, lt=1)  # share of steps spent warming up
     checkpoint_steps: int = Field(default=50, ge=1)  # optimiser steps between resumable checkpoints
@@ -130,14 +139,19 @@ class SftConfig(_Frozen):
 class SamplingConfig(_Frozen):
     """Completions drawn to measure pass@k."""
 
-    engine: Literal["hf", "vllm", "openai"] = "hf"  # who generates
+    engine: Literal["hf", "vllm", "openai"] = "hf"  # who generates: in process, offline vLLM, or a server
+    url: str = "http://localhost:8000/v1"  # of the server (openai); its key is in OPENAI_API_KEY, if any
+    tensor_parallel: int = Field(default=1, ge=1)  # GPUs that one model is spread over (vllm)
     n: int = Field(default=8, ge=1)  # completions per pair
     k: int = Field(default=8, ge=1)  # k of pass@k, at most n
     temperature: float = Field(default=1.0, gt=0)  # softmax temperature
     max_completion_tokens: int = Field(default=112, ge=1)  # longer ones are cut and counted
-    batch_completions: int = Field(default=256, ge=1)  # completions decoded at once
+    batch_completions: int = Field(default=256, ge=1)  # decoded at once (hf), or calls in flight (openai)
     pool_pairs: int = Field(default=400, ge=1)  # train pairs sampled too, for the hard pool and the student
+    pool_n: int = Field(default=16, ge=1)  # completions for each of them: more, to tell hard from unsolved
     bootstrap: int = Field(default=1000, ge=1)  # resamples behind each interval
+
+    _url = field_validator("url")(_no_secret)
 
     @model_validator(mode="after")
     def _k_within_n(self) -> "SamplingConfig":
@@ -145,6 +159,8 @@ class SamplingConfig(_Frozen):
             raise ValueError(
                 f"k={self.k} is more than n={self.n} completions per pair; use k<={self.n} or n={self.k}"
             )
+        if self.k > self.pool_n:
+            raise ValueError(f"k={self.k} is more than pool_n={self.pool_n}; use pool_n={self.k} or more")
         return self
 
 
@@ -152,28 +168,37 @@ class GrpoConfig(_Frozen):
     """KL-free GRPO with clip-higher over a pool of hard pairs."""
 
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)  # one training run each
+    policies: tuple[Policy, ...] = Field(default=("clip_higher",), min_length=1)  # to compare; first = recipe
+    curricula: tuple[Curriculum, ...] = Field(default=("easy_to_hard",), min_length=1)  # likewise
     prompts_per_rollout: int = Field(default=32, ge=1)  # pairs sampled between two policy snapshots
     completions_per_prompt: int = Field(default=8, ge=2)  # size of a group
-    updates_per_rollout: int = Field(default=4, ge=1)  # optimiser steps on each rollout
+    updates_per_rollout: int = Field(default=4, ge=1)  # optimiser steps on each rollout; on_policy makes 1
+    micro_batch_completions: int = Field(default=64, ge=1)  # in memory at once; never changes the sum
     rollouts: int = Field(default=8, ge=1)  # length of training
+    max_refills: int = Field(default=2, ge=0)  # further draws to replace groups without signal
+    window_share: float = Field(default=0.5, gt=0, le=1)  # of the ordered pool, from which a rollout draws
     learning_rate: float = Field(default=1e-4, gt=0)  # constant
     epsilon: float = Field(default=0.2, gt=0, lt=1)  # lower clip: ratio >= 1 - epsilon
     epsilon_high: float = Field(default=0.28, gt=0)  # upper clip: ratio <= 1 + epsilon_high
+    outcome: Outcome = "same_side"  # what a wrong label is worth
+    outcome_start: float = Field(default=0.5, gt=0, le=1)  # weight of the outcome at first; it grows to 1
+    format_reward: float = Field(default=0.1, ge=0)  # added when the completion parses
+    overlong_penalty: float = Field(default=0.1, ge=0)  # taken from a completion at the token limit
     easy_share: float = Field(default=0.2, ge=0, lt=1)  # share of the pool that is solved already
     probe_every_rollouts: int = Field(default=4, ge=1)  # rollouts between two looks at the dev pairs
     probe_pairs: int = Field(default=120, ge=1)  # dev pairs of a look; the best look's weights are kept
     probe_completions: int = Field(default=4, ge=1)  # completions per dev pair of a look
-    format_reward: float = Field(default=0.1, ge=0)  # added when the completion parses
-    curriculum: Curriculum = "easy_to_hard"  # order of the pool
+    patience_looks: int = Field(default=4, ge=1)  # looks without a new best after which training stops
 
     @model_validator(mode="after")
     def _batches_fit(self) -> "GrpoConfig":
         prompts, group = self.prompts_per_rollout, self.completions_per_prompt
         updates, total = self.updates_per_rollout, prompts * group
-        if updates < 2:
+        if updates < 2 and set(self.policies) != {"on_policy"}:
             raise ValueError(
                 f"updates_per_rollout={updates}: with one update per rollout the ratio is 1 and both clips "
-                "are idle, so epsilon and epsilon_high do nothing; use 2 or more"
+                "are idle, so epsilon and epsilon_high do nothing; use 2 or more, or declare the clips off "
+                "with policies=[on_policy]"
             )
         if total % updates:
             fits = [size for size in range(2, total + 1) if total % size == 0]
@@ -196,6 +221,10 @@ class RairConfig(_Frozen):
 
     bootstrap: int = Field(default=1000, ge=1)  # resamples behind each interval
     greedy: bool = True  # judge with one greedy completion (else one sample)
+    limit: int = Field(default=0, ge=0)  # pairs of each subset that are judged; 0 = all
+    encoder: str = ""  # of the cosine judge: folder or hub name; "bundled" is the extra's; "" leaves it out
+    judge_model: str = ""  # a further judge, by its name at the endpoint below; "" for none
+    judge_url: str = "http://localhost:8000/v1"  # OpenAI-compatible; its key is in OPENAI_API_KEY, if any
 
 
 class ServingConfig(_Frozen):
@@ -267,10 +296,46 @@ class ServingConfig(_Frozen):
         return self
 
 
+class ServiceConfig(_Frozen):
+    """The HTTP service of `lore serve`: its judges, its store of scores, and what it refuses."""
+
+    store: str = ""  # sqlite:///path, redis://host:port/0 or valkey://...; "" = a SQLite file in the run's folder
+    score_ttl_hours: float = Field(default=168, gt=0)  # an older score is not served
+    window_requests: int = Field(default=1_000_000, ge=1)  # requests after which the strata are named anew
+    llm: Literal["local", "openai", "off"] = "local"  # local = the run's own model, in this process
+    llm_model: str = ""  # name at the endpoint (openai)
+    llm_url: str = "http://localhost:8000/v1"  # OpenAI-compatible; its key is in OPENAI_API_KEY, if any
+    llm_timeout_ms: float = Field(default=2000, gt=0)  # then the student answers
+    llm_batch: int = Field(default=8, ge=1)  # requests read by the LLM at once
+    llm_workers: int = Field(default=1, ge=1)  # such batches at once
+    llm_queue_limit: int = Field(default=64, ge=1)  # waiting requests beyond which the student answers
+    student_batch: int = Field(default=16, ge=1)  # requests read by the student at once
+    student_queue_limit: int = Field(default=1024, ge=1)  # waiting requests beyond which the service says 503
+    student_threads: int = Field(default=1, ge=1)  # of one batch
+    in_flight: int = Field(default=512, ge=1)  # HTTP requests at work beyond which the service says 503
+    body_kib: int = Field(default=64, ge=1)  # a larger body is refused: 413
+    batch_pairs: int = Field(default=64, ge=1)  # pairs in a batch request; more are refused: 422
+    query_characters: int = Field(default=512, ge=1)  # a longer query is refused: 422
+    deadline_ms: float = Field(default=5000, gt=0)  # of an HTTP request; beyond it the service says 503
+
+    @model_validator(mode="after")
+    def _deadline_leaves_time(self) -> "ServiceConfig":
+        if self.llm_timeout_ms >= self.deadline_ms:
+            raise ValueError(
+                f"llm_timeout_ms={self.llm_timeout_ms:g} leaves the student no time before "
+                f"deadline_ms={self.deadline_ms:g}; use llm_timeout_ms<={self.deadline_ms / 2:g}"
+            )
+        if self.llm == "openai" and not self.llm_model:
+            raise ValueError("llm=openai needs the model's name at the endpoint; set service.llm_model")
+        return self
+
+
 class RuntimeConfig(_Frozen):
     """How the work is done; never changes a result."""
 
     workers: int = Field(default=3, ge=1)  # independent trainings at once, one thread each
+    processes: int = Field(default=1, ge=1)  # that train one model together; above 1, by accelerate launch
+    accelerate: str = "ddp"  # how they do: configs/accelerate/<name>.yaml
     stage_timeout_minutes: float = Field(default=60.0, gt=0)  # a notebook that takes longer is stopped
 
 
@@ -290,6 +355,7 @@ class Config(_Frozen):
     grpo: GrpoConfig = GrpoConfig()
     rair: RairConfig = RairConfig()
     serving: ServingConfig = ServingConfig()
+    service: ServiceConfig = ServiceConfig()
     runtime: RuntimeConfig = RuntimeConfig()
 
     @model_validator(mode="after")
@@ -334,15 +400,21 @@ PROFILE_TABLE: dict[str, tuple[Any, Any, Any]] = {
     "cot.teacher": (None, None, "openai"),
     "cot.teacher_model": (None, None, "Qwen/Qwen2.5-72B-Instruct"),
     "cot.max_words": (None, None, 300),
+    "cot.ablation_pairs": (48, None, 20_000),
+    "cot.ablation_epochs": (1, 2, 2),
+    "cot.ablation_samples": (2, None, None),
+    "cot.on_policy_samples": (2, None, None),
     "sft.epochs": (4, 2, 2),
     "sft.learning_rate": (None, 2e-4, 1e-4),
     "sft.batch_pairs": (None, 32, 128),
+    "sft.pairs_at_once": (None, 8, 4),
     "sft.max_sequence_tokens": (None, 1152, 4096),
     "sft.checkpoint_steps": (20, None, 100),
     "sampling.engine": (None, None, "vllm"),
     "sampling.max_completion_tokens": (None, 256, 1024),
     "sampling.batch_completions": (None, 64, 4096),
     "sampling.pool_pairs": (40, None, 20_000),
+    "sampling.pool_n": (8, None, None),
     "sampling.bootstrap": (200, None, None),
     "grpo.seeds": ((0,), None, None),
     "grpo.prompts_per_rollout": (4, 16, 128),
@@ -353,12 +425,14 @@ PROFILE_TABLE: dict[str, tuple[Any, Any, Any]] = {
     "grpo.probe_every_rollouts": (1, None, 20),
     "grpo.probe_pairs": (12, None, None),
     "rair.bootstrap": (200, None, None),
+    "rair.limit": (12, None, None),
     "serving.requests": (20_000, None, 10_000_000),
     "serving.seeds": ((0, 1), None, None),
     "serving.queries": (2000, None, 1_000_000),
     "serving.cache_pairs": (200, None, 100_000),
     "serving.student_base": (None, None, "Qwen/Qwen2.5-0.5B"),
     "serving.student_epochs": (1, None, None),
+    "runtime.workers": (None, 1, 1),
     "runtime.stage_timeout_minutes": (10.0, 720.0, 2880.0),
 }
 _COLUMN = {"smoke": 0, "small": 1, "paper": 2}

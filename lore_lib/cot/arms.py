@@ -6,12 +6,13 @@ import math
 
 from lore_lib.config import Config
 from lore_lib.cot.chat import ChatModel, Draw, HfChat, VllmChat
-from lore_lib.cot.endpoint import Limits, OpenAIChat
+from lore_lib.cot.endpoint import OpenAIChat
 from lore_lib.cot.knowledge import KnowledgeIndex
 from lore_lib.cot.replies import ReplyCache
 from lore_lib.cot.staged import StagedTeacher
-from lore_lib.cot.synthesis import ARM_STAGES, Synthesis
+from lore_lib.cot.synthesis import STAGES_OF, WITHOUT, Synthesis
 from lore_lib.cot.teacher import SymbolicTeacher
+from lore_lib.endpoint import Limits
 from lore_lib.vertical.definition import Vertical
 
 
@@ -50,21 +51,24 @@ def open_synthesis(
     model: ChatModel | None = None,
     cache: ReplyCache | None = None,
 ) -> Synthesis:
-    """The synthesis of one arm; naive chains that disagree are treated as ``cot.naive_disagreement`` has it.
+    """The synthesis of one arm.
+
+    Chains that disagree with the label are dropped where the teacher had all the evidence its arm is about,
+    and treated as ``cot.naive_disagreement`` has it where a stage was left out on purpose.
 
     Args:
         config: teacher and funnel.
-        arm: "direct" or a key of ``ARM_STAGES``.
+        arm: "direct" or a key of ``STAGES_OF``.
         vertical: vocabularies and rules.
         knowledge: what clicks and merchants say.
         model: from :func:`open_chat_model`.
         cache: keeps the model's replies.
     """
     cot = config.cot
-    disagreement = cot.naive_disagreement if arm == "naive" else "drop"
+    disagreement = cot.naive_disagreement if arm == "naive" or arm in WITHOUT else "drop"
     if arm == "direct":
         return Synthesis(arm, None, disagreement, cot.max_words)
-    stages = ARM_STAGES[arm]
+    stages = STAGES_OF[arm]
     if model is None:
         symbolic = SymbolicTeacher(vertical, stages, knowledge)
         return Synthesis(arm, symbolic, disagreement, cot.max_words)

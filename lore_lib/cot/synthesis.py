@@ -17,9 +17,10 @@ import pyarrow.parquet as pq
 from lore_lib.artifacts import MANIFEST, PART_SUFFIX, atomic_write, atomic_write_json, file_sha256
 from lore_lib.completion import parse, render_answer
 from lore_lib.cot.answer import ANSWER_FAILURES, quotes
-from lore_lib.cot.chat import CALL_FAILURES, REPLY_FAILURES
+from lore_lib.cot.chat import REPLY_FAILURES
 from lore_lib.cot.knowledge import Ask, KnowledgeIndex, held_out_items
 from lore_lib.cot.teacher import STAGES, SymbolicTeacher, Task, Teacher, Trace
+from lore_lib.endpoint import CALL_FAILURES
 from lore_lib.errors import ArtifactError, DataError, EngineError
 from lore_lib.features.prompts import item_sections, neutralise
 from lore_lib.vertical.definition import Vertical
@@ -31,7 +32,15 @@ ARM_STAGES: dict[str, tuple[str, ...]] = {
     "knowledge+vision": ("knowledge", "vision"),
     "progressive": STAGES,
 }
-"""Arm -> the stages its teacher has. ``direct`` has no teacher."""
+"""Arm -> the stages its teacher has, each one more than the arm before. ``direct`` has no teacher."""
+
+WITHOUT: dict[str, tuple[str, ...]] = {
+    f"without {left_out}": tuple(stage for stage in STAGES if stage != left_out) for left_out in STAGES
+}
+"""Arm -> all stages but one: what is a stage worth when the others are there?"""
+
+STAGES_OF: dict[str, tuple[str, ...]] = ARM_STAGES | WITHOUT
+"""Arm -> its teacher's stages, for every arm that has a teacher."""
 
 REASONS: dict[str, str] = {
     "accepted": "kept as written",
@@ -65,7 +74,7 @@ class Synthesis:
     """How one arm is written: rows of pairs in, rows of traces out, nothing remembered between calls.
 
     Attributes:
-        arm: "direct" (label alone) or a key of :data:`ARM_STAGES`.
+        arm: "direct" (label alone) or a key of :data:`STAGES_OF`.
         teacher: None for "direct".
         disagreement: "repair" puts the gold label behind reasoning that ends elsewhere, "drop" rejects the
             trace.
@@ -111,7 +120,7 @@ class Synthesis:
 
     def _told(self, records: list[dict[Any, Any]]) -> list[list[str]]:
         """What merchants say about the words of each pair's query, without the judged item's own word."""
-        if self.knowledge is None or "knowledge" not in ARM_STAGES[self.arm]:
+        if self.knowledge is None or "knowledge" not in STAGES_OF[self.arm]:
             return [[] for _ in records]
         return self.knowledge.evidence_many(
             [Ask(row["query_id"], neutralise(row["query"]).split(), row["item_id"]) for row in records]
@@ -154,7 +163,7 @@ class Synthesis:
             return "malformed"
         if len(trace.completion.split()) > self.max_words:
             return "too_long"
-        if trace.unknown and "knowledge" in ARM_STAGES[self.arm]:
+        if trace.unknown and "knowledge" in STAGES_OF[self.arm]:
             return "uncovered"
         evidence = _evidence(task)
         if not all(found == NOT_STATED or quotes(found, evidence) for found in trace.found):
@@ -229,7 +238,7 @@ def synthesise(
     """The symbolic teacher's traces for every row of ``prompts``, with the funnel's verdict on each.
 
     Args:
-        arm: "direct" (label alone) or a key of :data:`ARM_STAGES`.
+        arm: "direct" (label alone) or a key of :data:`STAGES_OF`.
         tables: ``queries``, ``items``, ``pairs`` and ``clicks``.
         prompts: train rows of the features stage.
         captions: as for :func:`pair_rows`.
@@ -244,7 +253,7 @@ def synthesise(
     if arm != "direct":
         held_out = held_out_items(tables["pairs"])
         index = KnowledgeIndex(tables["items"], tables["clicks"], top_clicked, selling_points, held_out)
-        teacher = SymbolicTeacher(vertical, ARM_STAGES[arm], index)
+        teacher = SymbolicTeacher(vertical, STAGES_OF[arm], index)
     return Synthesis(arm, teacher, disagreement, max_words)(pair_rows(tables, prompts, captions))
 
 

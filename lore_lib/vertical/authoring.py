@@ -13,7 +13,7 @@ import pandas as pd
 
 from lore_lib.artifacts import atomic_write_text, read_parquet
 from lore_lib.errors import ArtifactError, DataError, nearest
-from lore_lib.vertical.definition import Vertical, read_vertical, verticals_folder
+from lore_lib.vertical.definition import Vertical, read_vertical, vertical_names, verticals_folder
 from lore_lib.vertical.mapping import OwnTables
 from lore_lib.vertical.source import Checked, Diagnostic, Node, check, read_source
 
@@ -35,10 +35,9 @@ def find_vertical(path_or_name: str) -> Path:
         return path
     named = verticals_folder() / path_or_name / FILE
     if not named.is_file():
-        known = sorted(file.parent.name for file in verticals_folder().glob(f"*/{FILE}"))
         raise DataError(
             f"no file {path_or_name!r} and no vertical of that name under {verticals_folder()}; "
-            f"{nearest(path_or_name, known)}"
+            f"{nearest(path_or_name, vertical_names())}"
         )
     return named.relative_to(Path.cwd()) if named.is_relative_to(Path.cwd()) else named
 

@@ -50,12 +50,14 @@ def test_help_is_quick_to_read_and_names_every_command() -> None:
 
 
 def test_report_prints_the_table_the_page_and_json(kit: Any) -> None:
-    stage = open_stage("00_start_here", "smoke", run="r")
-    stage.metric("pass@1 | naive", 0.5, 0.4, 0.6, n=48)
+    stage = open_stage("02_cot_synthesis", "smoke", run="r")
+    for name in stage.spec.promises:
+        stage.path(name).write_text("")
+    stage.metric("teacher accuracy | naive", 0.5, 0.4, 0.6, n=48)
     stage.finish()
     result = lore("report", "--run", "r")
     assert result.returncode == 0, result.stderr
-    assert "pass@1 | naive" in result.stdout
+    assert "0.500 [0.400, 0.600]" in result.stdout
     assert str(kit.outputs / "r" / "report.html") in result.stdout
     assert (kit.outputs / "r" / "report.html").is_file()
     assert lore("report", "--run", "r", "--json").stdout.startswith("{")

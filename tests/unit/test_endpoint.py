@@ -18,12 +18,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lore_lib.cot import endpoint
-from lore_lib.cot.chat import CALL_FAILURES, REPLY_FAILURES, Draw, Reply, Request
-from lore_lib.cot.endpoint import KEY, LONGEST_WAIT, Limits, OpenAIChat, Pace
+from lore_lib import endpoint
+from lore_lib.cot.chat import REPLY_FAILURES, Draw, Reply, Request
+from lore_lib.cot.endpoint import OpenAIChat
 from lore_lib.cot.replies import ReplyCache
 from lore_lib.cot.staged import StagedTeacher
 from lore_lib.cot.synthesis import Synthesis, in_shards, pair_rows, synthesise_to
+from lore_lib.endpoint import CALL_FAILURES, KEY, LONGEST_WAIT, Limits, Pace
 from lore_lib.errors import ArtifactError, EngineError
 from lore_lib.vertical.definition import Vertical
 
@@ -279,7 +280,7 @@ def test_what_a_person_must_see_to_stops_the_batch(stub: Stub, waits: Waits, sta
     "url", ["ftp://host/v1", "host/v1", f"http://me:{SECRET}@host/v1", f"http://h/v1?k={SECRET}"]
 )
 def test_a_url_of_another_shape_is_refused_without_showing_it(url: str, waits: Waits) -> None:
-    with pytest.raises(EngineError, match="the teacher's URL must be") as caught:
+    with pytest.raises(EngineError, match=r"cot\.teacher_url must be") as caught:
         client(url, waits)
     assert SECRET not in str(caught.value)
 

@@ -26,7 +26,7 @@ from lore_lib.cot.synthesis import ARM_STAGES, REASONS, Synthesis, pair_rows
 from lore_lib.cot.teacher import STAGES, SymbolicTeacher, Task, Trace
 from lore_lib.errors import ArtifactError, ConfigError
 from lore_lib.features.prompts import item_sections
-from lore_lib.vertical.definition import Vertical, load_vertical
+from lore_lib.vertical.definition import Vertical, load_vertical, vertical_names
 from lore_lib.vertical.kinds import NOT_STATED
 from lore_lib.vertical.rules import universal_rules
 from lore_lib.vertical.schema import Demand, load_demands
@@ -351,7 +351,7 @@ def test_words_of_scripts_without_blanks_are_covered_by_their_characters() -> No
     assert uncovered("red redder", ["red"], []) == ("redder",)
 
 
-@pytest.mark.parametrize("name", ["apparel_home", "beauty_care"])
+@pytest.mark.parametrize("name", vertical_names())
 def test_every_rule_that_fires_is_among_those_touched(name: str) -> None:
     vertical = load_vertical(name)
     for dimension, kind in vertical.dimensions.items():

@@ -1,0 +1,174 @@
+"""The paper's second experiment: what is each stage of the teacher worth to a student taught its chains?
+
+One arm per teacher: all stages, all but one, none (naive). Beside them stands the on-policy arm, whose chains
+the first arm's student wrote itself. All arms teach the same train pairs to the same base for the same number
+of steps and judge the same dev pairs from the same prompts: they differ in the chains and in nothing else.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from lore_lib.artifacts import read_parquet, write_parquet
+from lore_lib.config import Config
+from lore_lib.cot.on_policy import ARM, on_policy_traces
+from lore_lib.cot.synthesis import Synthesis
+from lore_lib.errors import DataError
+from lore_lib.parallel import run_parallel
+from lore_lib.rng import derive_seed
+from lore_lib.sampling.engine import SampleJob, run_sample_job, sample_job
+from lore_lib.sampling.intervals import cluster_bootstrap
+from lore_lib.sampling.pass_at_k import summarise
+from lore_lib.training.sft import SftJob, sft_job, train_sft
+
+SUBSETS = ("all", "hard", "visual")
+"""All pairs; those of long-tail queries that the text settles; those that only the picture settles."""
+
+
+@dataclass(frozen=True)
+class ArmJob:
+    """Tune one student and let it write; picklable, for :func:`lore_lib.parallel.run_parallel`.
+
+    Attributes:
+        tune: its training.
+        writes: what it samples then.
+    """
+
+    tune: SftJob
+    writes: tuple[SampleJob, ...]
+
+
+def run_arm(job: ArmJob) -> list[Path]:
+    """Do one job and return the files of its samples; finished samples are kept, the model is not."""
+    if not all(one.out.exists() for one in job.writes):
+        train_sft(job.tune)
+        for one in job.writes:
+            run_sample_job(one)
+    shutil.rmtree(job.tune.out, ignore_errors=True)
+    return [one.out for one in job.writes]
+
+
+def subset_of(pairs: pd.DataFrame) -> pd.Series:
+    """general, hard or visual, as the benchmark cuts them; needs the columns kind and intent."""
+    hard = pairs["intent"].ne("plain").map({True: "hard", False: "general"})
+    return hard.mask(pairs["kind"] == "visual", "visual")
+
+
+def teach_students(
+    config: Config,
+    traces: Mapping[str, pd.DataFrame],
+    rows: pd.DataFrame,
+    dev: pd.DataFrame,
+    synthesis: Synthesis,
+    folder: Path,
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Tune one student per arm and seed, and one per seed on its own verified chains.
+
+    Args:
+        config: sizes (``cot.ablation_*``, ``cot.on_policy_samples``), schedule, model and seed.
+        traces: arm -> its traces; the student of the first one writes the chains of the on-policy arm.
+        rows: from :func:`lore_lib.cot.synthesis.pair_rows`, of the same pairs in the same order.
+        dev: pair_id, query_id, prompt of the pairs to judge.
+        synthesis: of the first arm; its funnel verifies the student.
+        folder: where the jobs' files go.
+
+    Returns:
+        Samples of all arms and seeds over ``dev``, with a column ``seed``; the traces of the on-policy arm
+        (seed, source); the funnel's verdict on every chain that a student wrote.
+
+    Raises:
+        DataError: no dev pairs.
+    """
+    if dev.empty:
+        raise DataError("no dev pairs to judge; mark some queries and their pairs as dev")
+    asked = write_parquet(dev[["pair_id", "query_id", "prompt"]], folder / "dev.parquet")
+    own = write_parquet(rows[["pair_id", "query_id", "prompt"]], folder / "train.parquet")
+    first = next(iter(traces))
+    jobs = []
+    for seed in config.cot.ablation_seeds:
+        for arm, frame in traces.items():
+            writes = {"dev": asked} | ({"own": own} if arm == first else {})
+            jobs.append(_job(config, arm, seed, frame, writes, folder))
+    written = run_parallel(run_arm, jobs, config.runtime.workers, "students of each teacher")
+    drawn = dict(zip([(job.tune.arm, job.tune.seed) for job in jobs], written, strict=True))
+
+    later, chosen, verdicts = [], [], []
+    for seed in config.cot.ablation_seeds:
+        _, chains = drawn[first, _seed(config, seed)]
+        kept, judged = on_policy_traces(read_parquet(chains), rows, traces[first], synthesis)
+        chosen.append(kept.assign(seed=seed))
+        verdicts.append(judged.assign(seed=seed))
+        later.append(_job(config, ARM, seed, kept, {"dev": asked}, folder))
+    jobs += later
+    written += run_parallel(run_arm, later, config.runtime.workers, "on-policy students")
+    seeds = {_seed(config, seed): seed for seed in config.cot.ablation_seeds}
+    samples = [
+        read_parquet(paths[0]).assign(seed=seeds[job.tune.seed])
+        for job, paths in zip(jobs, written, strict=True)
+    ]
+    return tuple(pd.concat(frames, ignore_index=True) for frames in (samples, chosen, verdicts))  # type: ignore[return-value]
+
+
+def _seed(config: Config, seed: int) -> int:
+    return derive_seed(config.seed, "stages", seed)
+
+
+def _job(
+    config: Config, arm: str, seed: int, traces: pd.DataFrame, writes: Mapping[str, Path], folder: Path
+) -> ArmJob:
+    home = folder / f"{arm.replace(' ', '-')}-{seed}"
+    taught = write_parquet(traces[["pair_id", "prompt", "completion", "kept"]], home / "traces.parquet")
+    tune = replace(
+        sft_job(config, arm, taught, home / "model"),
+        epochs=config.cot.ablation_epochs,
+        seed=_seed(config, seed),
+    )
+    counts = {"dev": config.cot.ablation_samples, "own": config.cot.on_policy_samples}
+    drawing = [
+        sample_job(config, arm, tune.out, prompts, home / f"{name}.parquet", n=counts[name])
+        for name, prompts in writes.items()
+    ]
+    return ArmJob(tune, tuple(drawing))
+
+
+def student_table(
+    samples: pd.DataFrame, gold: pd.DataFrame, k: int, rng: np.random.Generator, resamples: int = 1000
+) -> pd.DataFrame:
+    """pass@1 and pass@k of every arm on every subset, the mean over its seeds.
+
+    Args:
+        samples: from :func:`teach_students`.
+        gold: pair_id, query_id, label, kind, intent of the pairs that were judged.
+        k: tries of pass@k.
+        rng: source of the resamples.
+        resamples: bootstrap resamples behind each interval, of queries: how far other queries would move a
+            number, not how far another training would.
+
+    Returns:
+        Columns system, subset, metric, value, low, high, n (pairs), seeds, lowest and highest (over seeds).
+    """
+    groups = {name: gold if name == "all" else gold[subset_of(gold) == name] for name in SUBSETS}
+    rows = []
+    for system, drawn in samples.groupby("system", sort=False):
+        scored = {
+            seed: summarise(part, gold, k).set_index("pair_id") for seed, part in drawn.groupby("seed")
+        }
+        for subset, part in groups.items():
+            if part.empty:
+                continue
+            for metric, column in (("pass@1", "pass_at_1"), (f"pass@{k}", "pass_at_k")):
+                values = np.array([frame.loc[part["pair_id"], column] for frame in scored.values()])
+                low, high = cluster_bootstrap(values.mean(axis=0), part["query_id"], resamples, rng)
+                by_seed = values.mean(axis=1)
+                rows.append(
+                    (system, subset, metric, by_seed.mean(), low, high, len(part), len(scored), by_seed.min(),
+                     by_seed.max())
+                )  # fmt: skip
+    names = ["system", "subset", "metric", "value", "low", "high", "n", "seeds", "lowest", "highest"]
+    return pd.DataFrame(rows, columns=names)
