@@ -284,10 +284,21 @@ class ServingConfig(_Frozen):
     # the bill
     gpu_price: float = Field(default=2.5, ge=0)  # money per worker and hour, online or offline
     cpu_price: float = Field(default=0.05, ge=0)  # money per student core and hour
+    seeds: tuple[int, ...] = Field(
+        default=(0, 1, 2, 3, 4), min_length=1
+    )  # of sweeps; intervals are over these
     slo_ms: float = Field(default=1000.0, gt=0)  # latency promised at p95
     # the student
     student_base: str = "data/models/lore-nano"  # folder under the project root, or a hub name
     student_epochs: int = Field(default=3, ge=1)  # passes over the sampled train pairs
+
+    @field_validator("llm_outages")
+    @classmethod
+    def _outages_rise(cls, outages: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
+        moments = [moment for outage in outages for moment in outage]
+        if moments != sorted(moments) or min(moments, default=0) < 0:
+            raise ValueError("give (from, to) pairs of days that rise from 0 on, such as [[0.5, 0.6]]")
+        return outages
 
     @model_validator(mode="after")
     def _shares_leave_a_tail(self) -> "ServingConfig":
@@ -437,6 +448,7 @@ PROFILE_TABLE: dict[str, tuple[Any, Any, Any]] = {
     "rair.bootstrap": (200, None, None),
     "rair.limit": (12, None, None),
     "serving.requests": (20_000, None, 10_000_000),
+    "serving.seeds": ((0, 1), None, None),
     "serving.queries": (2000, None, 1_000_000),
     "serving.cache_pairs": (200, None, 100_000),
     "serving.student_base": (None, None, "Qwen/Qwen2.5-0.5B"),
