@@ -236,7 +236,7 @@ class ServiceConfig(_Frozen):
     store: str = ""  # sqlite:///path, redis://host:port/0 or valkey://...; "" = a SQLite file in the run's folder
     score_ttl_hours: float = Field(default=168, gt=0)  # an older score is not served
     window_requests: int = Field(default=1_000_000, ge=1)  # requests after which the strata are named anew
-    llm: Literal["local", "openai", "off"] = "local"  # local = the run's own model, in this process
+    llm: Literal["local", "openai", "none"] = "local"  # local = the run's own model, in this process
     llm_model: str = ""  # name at the endpoint (openai)
     llm_url: str = "http://localhost:8000/v1"  # OpenAI-compatible; its key is in OPENAI_API_KEY, if any
     llm_timeout_ms: float = Field(default=2000, gt=0)  # then the student answers

@@ -4,6 +4,7 @@ Every refusal is JSON: {"error": {"reason": ..., "message": ...}}. The text of a
 """
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
@@ -123,6 +124,8 @@ class Guard:
 
         async def noticed(message: Message) -> None:
             nonlocal begun
+            if not begun:
+                message["headers"] = [*message.get("headers", ()), (b"x-replica", str(os.getpid()).encode())]
             begun = True
             await send(message)
 

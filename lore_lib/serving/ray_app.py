@@ -21,7 +21,7 @@ def app(args: dict[str, Any]) -> Application:
     """What `import_path` of a Ray Serve config names.
 
     Args:
-        args: run (folder name under outputs), and settings ("service.llm=off", ...), as `lore serve` takes them.
+        args: run (folder name under outputs), and settings ("service.llm=none", ...), as `lore serve` takes them.
     """
     run, settings = str(args["run"]), dict(parse_setting(text) for text in args.get("settings", ()))
     limits = open_bundle(run, settings).config.service
