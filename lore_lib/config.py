@@ -210,15 +210,56 @@ class RairConfig(_Frozen):
 class ServingConfig(_Frozen):
     """Simulated traffic over cache, student and LLM."""
 
-    requests: int = Field(default=200_000, ge=1)  # query-item requests in the log
-    zipf_exponent: float = Field(default=1.0, gt=0)  # of query popularity
+    # the traffic
+    requests: int = Field(default=400_000, ge=1)  # query-item requests of one simulation
+    queries: int = Field(default=20_000, ge=1)  # distinct queries, each a double of a judged one
+    days: float = Field(default=4.0, gt=0)  # that they fill; one more day of requests before warms up
+    zipf_exponent: float | None = Field(default=None, gt=0)  # of query popularity; None: fitted to the log
+    zipf_shift: float = Field(default=0.0, gt=-1)  # flattens the head; read where the exponent is given
+    daily_swing: float = Field(
+        default=0.5, ge=0, lt=1
+    )  # rate at noon 1 + swing of the mean, at night 1 - swing
+    bursts_per_day: float = Field(default=1.0, ge=0)  # sudden rushes for one query
+    burst_factor: float = Field(default=3.0, ge=1)  # of the whole rate, while one lasts
+    burst_minutes: float = Field(default=10.0, gt=0)  # of a day of 1,440
+    drift_per_day: float = Field(default=0.05, ge=0)  # share of the queries that swap popularity a day
+    changed_per_day: float = Field(default=0.05, ge=0)  # share of the pairs whose item changes a day
+    replaced_per_day: float = Field(default=0.02, ge=0)  # share of the pairs that get a new item
+    # strata and cache, decided again at every refill from past counts alone
+    refills_per_day: float = Field(default=4.0, gt=0)  # how often
+    memory_days: float = Field(default=1.0, gt=0)  # half-life of a count
+    sketch_width: int = Field(default=0, ge=0)  # counters per row of a count-min sketch; 0 counts exactly
+    frequency_noise: float = Field(default=0.0, ge=0)  # log-normal error (sigma) of every estimate
     head_share: float = Field(default=0.02, ge=0, le=1)  # share of distinct queries served from the cache
     torso_share: float = Field(default=0.18, ge=0, le=1)  # share of distinct queries served by the student
-    llm_workers: int = Field(default=3, ge=1)  # LLM servers for the tail
-    llm_utilisation: float = Field(default=0.7, gt=0)  # of these servers by the tail; sets the arrival rate
+    cache_pairs: int = Field(default=2000, ge=0)  # scores that fit
+    admit_count: float = Field(default=2.0, ge=0)  # a pair asked less than this is not scored offline
+    ttl_days: float = Field(default=1.0, gt=0)  # a score older than this is not served
+    invalidate: bool = True  # drop the score of an item that changed
+    # the LLM for the tail
+    llm_workers: int = Field(default=3, ge=1)  # LLM servers
+    llm_batch: int = Field(default=4, ge=1)  # requests that one serves at once
+    llm_batch_cost: float = Field(default=0.5, ge=0, le=1)  # of each further member, in lone service times
+    llm_utilisation: float = Field(default=0.7, gt=0)  # by the tail, one at a time; sets the arrival rate
     llm_queue_limit: int = Field(default=64, ge=1)  # waiting requests beyond which the student answers
+    llm_timeout_s: float = Field(default=5.0, gt=0)  # after so long a wait the student answers
+    llm_slowdown: float = Field(default=1.0, gt=0)  # factor on its measured times
+    llm_outages: tuple[tuple[float, float], ...] = ()  # (from, to) days after the warm-up in which it is down
+    escalate_below: float = Field(default=0.6, ge=0, le=1)  # policy "confidence": the LLM answers below this
+    random_llm_share: float = Field(default=0.3, ge=0, le=1)  # policy "random": of the requests
+    # the bill
+    gpu_price: float = Field(default=2.5, ge=0)  # money per worker and hour, online or offline
+    cpu_price: float = Field(default=0.05, ge=0)  # money per student core and hour
+    seeds: tuple[int, ...] = Field(
+        default=(0, 1, 2, 3, 4), min_length=1
+    )  # of sweeps; intervals are over these
+    slo_ms: float = Field(default=1000.0, gt=0)  # latency promised at p95
+    # the student
     student_base: str = "data/models/lore-nano"  # folder under the project root, or a hub name
-    student_epochs: int = Field(default=3, ge=1)  # passes over the sampled train pairs
+    student_epochs: int = Field(default=8, ge=1)  # passes over the sampled train pairs
+    student_learning_rate: float = Field(default=2e-3, gt=0)  # peak of the schedule
+    student_batch_pairs: int = Field(default=16, ge=1)  # pairs per optimiser step
+    check_seconds: float = Field(default=15.0, gt=0)  # of traffic asked of the real service, beside its simulation
 
     @model_validator(mode="after")
     def _shares_leave_a_tail(self) -> "ServingConfig":
@@ -356,9 +397,15 @@ PROFILE_TABLE: dict[str, tuple[Any, Any, Any]] = {
     "grpo.probe_pairs": (12, None, None),
     "rair.bootstrap": (200, None, None),
     "rair.limit": (12, None, None),
-    "serving.requests": (5000, None, 2_000_000),
+    "serving.requests": (20_000, None, 10_000_000),
+    "serving.seeds": ((0, 1), None, None),
+    "serving.queries": (2000, None, 1_000_000),
+    "serving.cache_pairs": (200, None, 100_000),
     "serving.student_base": (None, None, "Qwen/Qwen2.5-0.5B"),
-    "serving.student_epochs": (1, None, None),
+    "serving.student_epochs": (1, 3, 3),
+    "serving.student_learning_rate": (None, 1e-4, 5e-5),
+    "serving.student_batch_pairs": (None, 32, 64),
+    "serving.check_seconds": (2, 60, 300),
     "runtime.stage_timeout_minutes": (10.0, 720.0, 2880.0),
 }
 _COLUMN = {"smoke": 0, "small": 1, "paper": 2}

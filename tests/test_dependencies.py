@@ -69,7 +69,7 @@ def test_the_python_of_conda_is_allowed(project: dict[str, Any]) -> None:
 def test_make_installs_the_extra_that_exists(root: Path, project: dict[str, Any]) -> None:
     makefile = (root / "Makefile").read_text()
     assert re.findall(r'-e "\.\[(\w+)\]"', makefile) == ["dev"]
-    assert set(project["optional-dependencies"]) == {"dev", "encoder", "ray", "serve", "vllm"}
+    assert set(project["optional-dependencies"]) == {"cachesim", "dev", "encoder", "ray", "serve", "vllm"}
 
 
 def test_the_readme_names_commands_that_exist(root: Path) -> None:
