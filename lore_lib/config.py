@@ -259,7 +259,7 @@ class ServingConfig(_Frozen):
     student_epochs: int = Field(default=8, ge=1)  # passes over the sampled train pairs
     student_learning_rate: float = Field(default=2e-3, gt=0)  # peak of the schedule
     student_batch_pairs: int = Field(default=16, ge=1)  # pairs per optimiser step
-    check_seconds: float = Field(default=15.0, gt=0)  # of traffic asked of the real service, beside its simulation
+    check_seconds: float = Field(default=15.0, gt=0)  # of traffic asked of the real service as well
 
     @model_validator(mode="after")
     def _shares_leave_a_tail(self) -> "ServingConfig":
@@ -274,7 +274,7 @@ class ServingConfig(_Frozen):
 class ServiceConfig(_Frozen):
     """The HTTP service of `lore serve`: its judges, its store of scores, and what it refuses."""
 
-    store: str = ""  # sqlite:///path, redis://host:port/0 or valkey://...; "" = a SQLite file in the run's folder
+    store: str = ""  # sqlite:///path, redis:// or valkey://host:port/0; "" = a SQLite file in the run's folder
     score_ttl_hours: float = Field(default=168, gt=0)  # an older score is not served
     window_requests: int = Field(default=1_000_000, ge=1)  # requests after which the strata are named anew
     llm: Literal["local", "openai", "none"] = "local"  # local = the run's own model, in this process

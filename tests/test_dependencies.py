@@ -40,7 +40,8 @@ def test_what_is_installed_meets_every_pin(project: dict[str, Any]) -> None:
 
 def test_the_installed_package_was_made_from_this_file(project: dict[str, Any]) -> None:
     installed = {Requirement(text).name for text in importlib.metadata.requires("lore-kit") or ()}
-    assert installed == {requirement.name for requirement in requirements(project, *project["optional-dependencies"])}
+    declared = requirements(project, *project["optional-dependencies"])
+    assert installed == {requirement.name for requirement in declared}
 
 
 @pytest.mark.parametrize("name", EXACT)

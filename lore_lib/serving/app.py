@@ -1,6 +1,6 @@
 """The service over HTTP: what it takes, what it refuses and with which reason, and what it tells of itself.
 
-Every refusal is JSON: {"error": {"reason": ..., "message": ...}}. The text of a request is never repeated in it.
+Every refusal is JSON: {"error": {"reason": ..., "message": ...}}. It never repeats the text of a request.
 """
 
 import asyncio

@@ -148,7 +148,12 @@ def test_an_llm_behind_an_endpoint(served: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["01_features/items.parquet", f"{LLM.as_posix()}/model.safetensors", "07_serving/service/student/model.onnx"]
+    "name",
+    [
+        "01_features/items.parquet",
+        f"{LLM.as_posix()}/model.safetensors",
+        "07_serving/service/student/model.onnx",
+    ],
 )
 def test_an_altered_file_is_refused_with_the_command_that_makes_it(copied: Path, name: str) -> None:
     path = copied / name
@@ -231,7 +236,12 @@ def test_two_replicas_behind_ray_serve(copied: Path, root: Path, tmp_path: Path)
     script = Path(sys.executable).with_name("serve")
     environment = os.environ | {"PYTHONPATH": str(root), "RAY_USAGE_STATS_ENABLED": "0"}
     process = subprocess.Popen(
-        [script, "run", path], cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [script, "run", path],
+        cwd=root,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     try:
         url = f"http://127.0.0.1:{port}"
