@@ -115,7 +115,7 @@ _SPECS = (
         "03_sft",
         "Direct labels, naive chains and progressive chains, each taught to the same student",
         needs=("01_features", "02_cot_synthesis"),
-        sections=(*_BASE, "cot", "sft"),
+        sections=(*_BASE, "cot", "sft", "sampling"),
         promises=("losses.parquet", "glimpses.parquet"),
         minutes=(2.8, 6.5, 60, 600),
     ),
@@ -133,7 +133,10 @@ _SPECS = (
         "KL-free GRPO with clip-higher turns pass@8 into pass@1",
         needs=("01_features", "02_cot_synthesis", "03_sft", "04_pass_at_8"),
         sections=(*_BASE, "cot", "sft", "sampling", "grpo"),
-        promises=("pool.parquet", "samples.parquet", "effects.parquet", "differences.parquet"),
+        promises=tuple(
+            f"{t}.parquet"
+            for t in ("pool", "history", "probes", "variants", "samples", "effects", "differences")
+        ),
         headlines=("pass@1", "pass@8", "pass@1 gain", "pass@8 gain"),
         minutes=(0.8, 7, 120, 1200),
     ),

@@ -25,6 +25,8 @@ from lore_lib.viz.widgets import (
     SLICED,
     pair_browser,
     pair_card,
+    trace_browser,
+    trace_card,
     verdict_browser,
     verdict_card,
 )
@@ -222,6 +224,58 @@ def test_a_choice_that_no_pair_meets_is_said_and_can_be_left(browser: VBox, worl
     assert place.value == 1
     box["kind"].value = ALL
     assert "label <b>" in card.value
+
+
+HOSTILE = "<script>alert(1)</script></pre></td>$x$"
+
+
+def trace(pair_id: str, arm: str, completion: str, reason: str = "accepted") -> dict[str, Any]:
+    said = {"pair_id": pair_id, "arm": arm, "prompt": f"query: {HOSTILE}", "completion": completion}
+    return said | {"label": "L4", "teacher_label": "L4", "kept": reason == "accepted", "reason": reason}
+
+
+TRACES = pd.DataFrame(
+    [
+        trace("a", "naive", "<think>\nneed: matcha\nmatcha: none near\n</think>\n[L3]", "disagrees"),
+        trace("a", "progressive", "<think>\nneed: color mint\ncolor mint: mint match\n</think>\n[L4]"),
+        trace("b", "naive", HOSTILE),
+        trace("b", "progressive", "", "timeout"),
+    ]
+)
+
+
+def test_a_trace_card_shows_each_arm_with_its_verdict_and_what_it_added() -> None:
+    card = trace_card(TRACES, "a")
+    assert card.index("<b>naive</b>: rejected, disagrees") < card.index("<b>progressive</b>: kept, accepted")
+    assert "<b>color mint: mint match</b>" in card
+    assert "<b>matcha: none near</b>" not in card
+    assert "<b>&lt;/think&gt;</b>" not in card
+
+
+def test_hostile_chains_stay_text() -> None:
+    card = trace_card(TRACES, "b")
+    assert "<script" not in card
+    assert card.count("&lt;script&gt;alert(1)&lt;/script&gt;&lt;/pre&gt;&lt;/td&gt;$x$") == 2
+    assert "mathjax_ignore" in card
+    with pytest.raises(DataError, match="no pair_id 'c'"):
+        trace_card(TRACES, "c")
+
+
+def test_the_trace_browser_sets_accepted_beside_rejected() -> None:
+    browser = trace_browser(TRACES)
+    (arm, reason), (left, right) = (row.children for row in browser.children)
+    assert (reason.options, reason.value) == (("disagrees",), "disagrees")
+    assert "b, gold L4" in left.children[1].value
+    assert "a, gold L4" in right.children[1].value
+    arm.value = "progressive"
+    assert reason.options == ("timeout",)
+    assert "a, gold L4" in left.children[1].value
+    assert "b, gold L4" in right.children[1].value
+
+
+def test_a_trace_browser_without_rejections_says_so() -> None:
+    browser = trace_browser(TRACES[TRACES.kept])
+    assert browser.children[1].children[1].children[1].value == "no such trace"
 
 
 # --- judged pairs
