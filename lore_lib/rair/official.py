@@ -62,19 +62,13 @@ def official_blocks(
         DataError: as ``read_batches``.
     """
     for tables in read_batches(folder, subsets, block_pairs, pictures=False, report=report):
-        pairs, seen = tables["pairs"], _seen(tables["items"])
+        pairs, seen = tables["pairs"], tables["items"].set_index("item_id")["vqa_result"]
         asked = asked_pairs(tables, seen, features, tokenizer)
         if with_rules:
             shown = _with_rules(tables, seen, features, tokenizer)
             asked = asked.assign(prompt=shown["prompt"], instruction=shown["instruction"])
         gold = pairs[["pair_id", "query_id", "label", "subset"]]
         yield asked, gold.assign(names_label=names_its_label(pairs))
-
-
-def _seen(items: pd.DataFrame) -> pd.Series:
-    """``item_id`` -> what a model saw in the picture; None where it said nothing."""
-    told = [text or None for text in items["vqa_result"]]
-    return pd.Series(told, index=items["item_id"].to_numpy(), dtype=object)
 
 
 def names_its_label(pairs: pd.DataFrame) -> list[bool]:

@@ -228,6 +228,8 @@ def asked_pairs(
     for judges that read no instructions: the same sections of the item, bare.
     """
 
+    seen = [text if isinstance(text, str) and text else None for text in captions]  # a table gives NaN back
+    captions = pd.Series(seen, index=captions.index, dtype=object)
     how: dict[str, Any] = {"tokenizer": tokenizer, "rules": rules}
     told = build_prompts(tables, captions, features.budget, template=load_template(features.template), **how)
     explained = told

@@ -265,6 +265,8 @@ def test_the_reference_never_learns_from_a_pair_of_the_same_query() -> None:
     assert 0.2 < (reference_answers(rows, 5) == rows["label"]).mean() < 0.8
     told = rows.assign(title=np.where(rows.label == "L4", rows["query"], "other"))
     assert (reference_answers(told, 5) == rows["label"]).mean() > 0.95
+    with pytest.raises(DataError, match="4 pairs of 1 query"):
+        reference_answers(told.head(4), 5)
 
 
 def test_each_pair_has_the_subset_its_rule_says() -> None:

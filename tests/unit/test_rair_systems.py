@@ -69,6 +69,20 @@ def test_what_is_asked_tells_no_label(asked: pd.DataFrame, world_tables: dict[st
     assert (told["item_text"] == "title: " + told["item_id"]).all()
 
 
+@pytest.mark.parametrize("nothing", ["", None, float("nan")])
+def test_a_picture_that_nobody_described_has_no_line(
+    world_tables: dict[str, pd.DataFrame], captions: "pd.Series[Any]", nothing: Any
+) -> None:
+    blind = pd.Series([nothing] * len(captions), index=captions.index, dtype=object)
+    rows = asked_pairs(world_tables, blind, load_config("smoke").features, None)
+    assert not rows["prompt"].str.contains("picture:").any()
+    assert (
+        asked_pairs(world_tables, captions, load_config("smoke").features, None)["prompt"]
+        .str.contains("picture:")
+        .all()
+    )
+
+
 def test_a_killed_evaluation_goes_on_at_its_block(asked: pd.DataFrame, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         answer_all([Counting(dies_at=2)], asked, tmp_path, REFERENCE, 1, block_pairs=2)
