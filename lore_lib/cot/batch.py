@@ -55,6 +55,10 @@ SHARD_PAIRS = 2048
 
 _BLOCKS_PER_WORKER = 20
 _LOOP = "127.0.0.1"
+_PATIENCE = {
+    "RAY_raylet_start_wait_time_s": "180",
+    "RAY_agent_register_timeout_ms": "180000",
+}  # a busy machine
 _TABLES = ("items", "queries", "pairs", "clicks", "captions", "prompts")
 
 
@@ -220,7 +224,8 @@ def ray_workers(workers: int) -> Iterator[None]:
         ConfigError: Ray is not installed.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")  # a busy machine takes its time
+    for name, limit in _PATIENCE.items():
+        os.environ.setdefault(name, limit)
     try:
         import ray
     except ImportError as error:
