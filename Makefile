@@ -19,7 +19,7 @@ run: $(STAMP)
 	$(BIN)/lore run --profile $(PROFILE) --vertical $(VERTICAL) --run $(RUN) --seed $(SEED)
 
 test: lint
-	$(BIN)/python -m pytest -m "not gpu and not slow and not vllm and not browser"
+	$(BIN)/python -m pytest -m "not gpu and not vllm"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -22,10 +22,10 @@ Prepare = Callable[[str, int], Callable[[], object]]
 """(way, size) to the work itself; imports, input and warm caches belong here. Travels to the processes."""
 
 
-def sizes_asked(doc: str | None) -> list[int]:
+def sizes_asked(doc: str | None, usual: int = 100_000) -> list[int]:
     """Powers of ten from 1,000 to below the largest size of the command line, then that size."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--largest", type=int, default=100_000, help="largest size (default: 100000)")
+    parser.add_argument("--largest", type=int, default=usual, help="largest size (default: %(default)s)")
     largest: int = parser.parse_args().largest
     return [*(size for size in (10**n for n in range(3, 9)) if size < largest), largest]
 

@@ -53,7 +53,7 @@ def run_command(
 ) -> None:
     """Run the notebooks in order; stages that have not changed are left as they are."""
     from lore_lib.config import load_config
-    from lore_lib.run.report import print_table, write_html
+    from lore_lib.run.report import print_summary, write_html
     from lore_lib.run.runner import run_stages
 
     config = load_config(profile, vertical, run, seed, _overrides(settings))
@@ -70,7 +70,7 @@ def run_command(
             only=only or (),
             watch=lines.show,
         )
-    print_table(config.run, console)
+    print_summary(config.run, console)
     console.print(f"report: {write_html(config.run)}", markup=False, soft_wrap=True)
 
 
@@ -80,14 +80,33 @@ def report_command(
     json: Annotated[bool, typer.Option("--json", help="Print the results as JSON instead.")] = False,
 ) -> None:
     """Show the results of a run and write its HTML page."""
-    from lore_lib.run.report import as_json, print_table, write_html
+    from lore_lib.run.report import as_json, print_summary, write_html
 
     if json:
         typer.echo(as_json(run))
         return
     console = Console(highlight=False)
-    print_table(run, console)
+    print_summary(run, console)
     console.print(f"report: {write_html(run)}", markup=False, soft_wrap=True)
+
+
+@commands.command("diagnose")
+def diagnose_command(
+    run: Annotated[str, typer.Argument(help="Folder name under outputs.")] = "demo",
+) -> None:
+    """Name the failure signs in a run's artefacts, with evidence and the usual remedy."""
+    from lore_lib.run.report import find_run
+    from lore_lib.training.diagnosis import diagnose, read_artefacts
+
+    console = Console(highlight=False)
+    findings = diagnose(read_artefacts(find_run(run)))
+    for finding in findings:
+        verdict = "[FOUND]" if finding.found else "[clear]"
+        console.print(f"{verdict} {finding.sign}: {finding.evidence}", markup=False, soft_wrap=True)
+        if finding.found:
+            console.print(f"        remedy: {finding.remedy}", markup=False, soft_wrap=True)
+    if not findings:
+        typer.echo(f"nothing to judge yet; run: lore run --run {run} --to 05_grpo")
 
 
 @commands.command("doctor")
@@ -128,6 +147,17 @@ def pretrain_nano_command(
 
     torch.set_num_threads(threads)
     typer.echo(pretrain([load_vertical(name) for name in verticals], out, documents, seed, bf16=bf16))
+
+
+@commands.command("convert-gguf")
+def convert_gguf_command(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .gguf file of an instruction-tuned model.")],
+    out: Annotated[Path, typer.Option(help="Folder of the model; it must not exist yet.")],
+) -> None:
+    """Turn a GGUF file into a model folder that can be tuned: then --set model.base=FOLDER."""
+    from lore_lib.training.convert import convert_gguf
+
+    typer.echo(convert_gguf(file, out))
 
 
 @commands.command("generate")
@@ -214,6 +244,98 @@ def synthesise_command(
     typer.echo(f"{traces['kept'].sum():,} of {len(traces):,} chains kept, {rate:,.0f} a second; {manifest}")
 
 
+@commands.command("build-benchmark")
+def build_benchmark_command(
+    out: Annotated[Path, typer.Option(help="Folder for the files and their card.")] = Path(
+        "data/benchmarks/rair-mini"
+    ),
+    verticals: Annotated[
+        list[str], typer.Option("--vertical", help="Folder under data/verticals; may be repeated.")
+    ] = ["apparel_home", "beauty_care"],  # noqa: B006 - typer copies it
+) -> None:
+    """Build RAIR-mini anew from the verticals' definitions: the same bytes as in the repository."""
+    from dataclasses import asdict
+
+    from lore_lib.rair.benchmark import save_all
+    from lore_lib.rair.builder import Recipe, build_mini
+
+    recipe = Recipe()
+    built = [build_mini(name, recipe) for name in verticals]
+    for benchmark in built:
+        typer.echo(f"{benchmark.reference}: {benchmark.counts()}")
+    typer.echo(f"wrote {save_all(built, out, asdict(recipe))}")
+
+
+@commands.command("score")
+def score_command(
+    answers: Annotated[Path, typer.Argument(help="JSON lines, CSV or Parquet: pair_id, label, benchmark.")],
+    benchmark: Annotated[
+        str, typer.Option(help="Name of a bundled benchmark, such as rair-mini/apparel_home.")
+    ] = "rair-mini/apparel_home",
+    json: Annotated[
+        bool, typer.Option("--json", help="Print JSON in the shape of lm-evaluation-harness instead.")
+    ] = False,
+    seed: Seed = 17,
+) -> None:
+    """Score any system's answers on a bundled benchmark; answers that do not fit it are refused."""
+    from lore_lib.rair.benchmark import load_benchmark, read_answers
+    from lore_lib.rair.exports import harness_results
+    from lore_lib.rair.metrics import score_table
+    from lore_lib.rng import generator
+
+    known = load_benchmark(benchmark)
+    table = score_table(known.judged(read_answers(answers)), 1000, generator(seed, "score", known.reference))
+    if json:
+        typer.echo(harness_results(table, known, answers.stem))
+        return
+    typer.echo(f"{known.reference}, 95 % intervals over queries")
+    for (subset, n), part in table.groupby(["subset", "n"], sort=False):
+        cells = (f"{row.metric} {row.value:.3f} [{row.low:.3f}, {row.high:.3f}]" for row in part.itertuples())
+        typer.echo(f"{subset} (n={n}): " + ", ".join(cells))
+
+
+@commands.command("evaluate-rair")
+def evaluate_rair_command(
+    out: Annotated[
+        Path, typer.Option(help="Folder for the answers; an interrupted evaluation goes on in it.")
+    ],
+    folder: Annotated[
+        Path | None, typer.Option(help="Local copy of chenJi/RAIR; without it the hub is streamed.")
+    ] = None,
+    profile: Profile = "small",
+    limit: Annotated[int, typer.Option(min=0, help="Stop after about so many pairs; 0 = all.")] = 0,
+    with_rules: Annotated[
+        bool, typer.Option("--with-rules", help="Show the annotators' rules, which mostly name the level.")
+    ] = False,
+    settings: Settings = None,
+) -> None:
+    """Judge the official RAIR rows with the profile's model (--set model.base=...), in Chinese prompts."""
+    from lore_lib.config import load_config
+    from lore_lib.rair.metrics import readable, score_table
+    from lore_lib.rair.official import judge_official, official_blocks
+    from lore_lib.rair.systems import endpoint_judge, language_model
+    from lore_lib.rng import generator
+    from lore_lib.sampling.engine import load_tokenizer
+
+    config = load_config(profile, overrides={"features.template": "zh", **_overrides(settings)})
+    judge = language_model(config, config.model.base, config.model.base)
+    system = endpoint_judge(config, out / "replies.sqlite") if config.rair.judge_model else judge
+    tokenizer = None if config.rair.judge_model else load_tokenizer(config.model.base)
+    blocks = official_blocks(folder, config.features, tokenizer, with_rules=with_rules)
+    judged = judge_official([system], blocks, out, limit=limit)[system.name]
+    if with_rules:
+        shown = f"rules shown; {judged.names_label.mean():.1%} of them name the gold level and no other"
+        typer.echo(shown)
+    rng = generator(config.seed, "evaluate-rair")
+    scored = score_table(judged, config.rair.bootstrap, rng).rename(columns={"subset": "system"})
+    typer.echo(f"{system.name}: {len(judged):,} pairs, 95 % intervals over queries")
+    typer.echo(readable(scored).to_string())
+
+
+LEFT_SHOWN = 50
+"""Rows left out by choice that ``lore validate`` prints; notebook 01 writes all of them."""
+
+
 @commands.command("validate")
 def validate_command(
     vertical: Annotated[
@@ -224,15 +346,21 @@ def validate_command(
     ] = False,
 ) -> None:
     """List everything that is wrong with a vertical and its tables, as file:line: field: message."""
+    from lore_lib.vertical.adapters.rows import ReadReport
     from lore_lib.vertical.authoring import counts, find_vertical, json_schema, validate
 
     if schema:
         typer.echo(json_schema())
         return
     path = find_vertical(vertical)
-    checked = validate(path)
+    report = ReadReport()
+    checked = validate(path, report)
     for problem in checked.problems:
         typer.echo(problem)
+    for left in report.listed[:LEFT_SHOWN]:
+        typer.echo(f"by choice: {left}")
+    if report.counts:
+        typer.echo(f"left out, cut or changed by choice: {report}")
     if checked.value is None:
         typer.echo(f"{path}: {checked.summary}")
         raise typer.Exit(1)
@@ -251,6 +379,47 @@ def init_vertical_command(
 
     typer.echo(f"wrote {init_vertical(name, source)}")
     typer.echo(f"next: edit it, run 'lore validate {name}', then 'lore run --vertical {name}'")
+
+
+@commands.command("serve")
+def serve_command(
+    run: Run = "demo",
+    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 is every one.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8080,
+    settings: Settings = None,
+) -> None:
+    """Serve a run over HTTP: cached scores, the ONNX student, the LLM (settings service.*)."""
+    from lore_lib.serving.app import build_app, server
+    from lore_lib.serving.bundle import open_bundle, start_service
+
+    bundle = open_bundle(run, _overrides(settings))
+    app = build_app(lambda: start_service(bundle, tell=typer.echo), bundle.config.service)
+    typer.echo(f"serving run {run} ({len(bundle.catalogue):,} items) at http://{host}:{port}; Ctrl-C ends it")
+    try:
+        server(app, host, port, bundle.config.service.deadline_ms / 1000 + 1).run()
+    except KeyboardInterrupt:  # the server has finished what was at work, and then tells of the signal again
+        typer.echo("stopped")
+
+
+@commands.command("load")
+def load_command(
+    trace: Annotated[Path, typer.Option(help="Parquet file: time_s (rising from 0), query, item_id.")],
+    url: Annotated[str, typer.Option(help="Of a running service.")] = "http://127.0.0.1:8080",
+    out: Annotated[Path | None, typer.Option(help="Parquet file for one row per answer.")] = None,
+    connections: Annotated[int, typer.Option(min=1, help="Held open at most.")] = 1000,
+    in_turn: Annotated[int, typer.Option(min=0, help="First rows to ask one at a time beforehand.")] = 0,
+) -> None:
+    """Replay a trace at a running service, each request at its moment, and time every answer."""
+    import asyncio
+
+    from lore_lib.artifacts import read_parquet, write_parquet
+    from lore_lib.serving.load import replay, summary
+
+    answers = asyncio.run(replay(url, read_parquet(trace), connections, in_turn))
+    if out:
+        write_parquet(answers, out)
+    for name, value in summary(answers.iloc[in_turn:]).items():
+        typer.echo(f"{name:15} {value:,.3f}")
 
 
 @commands.command("kernel")

@@ -16,8 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from lore_lib.errors import ConfigError, nearest
 
 Profile = Literal["smoke", "demo", "small", "paper"]
-Arm = Literal["direct", "naive", "progressive"]
+Arm = Literal["direct", "label_first", "naive", "progressive"]
 Curriculum = Literal["easy_to_hard", "shuffled"]
+Policy = Literal["clip_higher", "symmetric", "on_policy"]
+Outcome = Literal["exact", "same_side", "ordinal"]
 Retrieval = Literal["bm25", "dense", "hybrid"]
 PROFILES: tuple[str, ...] = get_args(Profile)
 
@@ -28,20 +30,20 @@ MOCKS = {"captioner": {"pixels": "a vision-language model"}, "teacher": {"symbol
 BUILT = {
     "features.captioner": ("pixels", "vlm", "openai"),
     "cot.teacher": ("symbolic", "openai", "hf", "vllm"),
-    "sampling.engine": ("hf",),
+    "sampling.engine": ("hf", "vllm", "openai"),
 }
-
-
-def _without_secret(url: str) -> str:
-    if "@" in url or "?" in url:
-        raise ValueError("no password or query in it; the key belongs in OPENAI_API_KEY")
-    return url
 
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, hide_input_in_errors=True
     )
+
+
+def _no_secret(url: str) -> str:
+    if "@" in url or "?" in url:
+        raise ValueError("no password or query in it; the key belongs in OPENAI_API_KEY")
+    return url
 
 
 class ModelConfig(_Frozen):
@@ -74,15 +76,13 @@ class FeaturesConfig(_Frozen):
     captioner_url: str = "http://localhost:8000/v1"  # OpenAI-compatible; its key is in OPENAI_API_KEY, if any
     captioner_concurrency: int = Field(default=32, ge=1)  # calls in flight
     captioner_requests_per_minute: float = Field(default=0, ge=0)  # 0 = no limit
-    ablation_pairs: int = Field(default=400, ge=1)  # train pairs whose labels are taught from each prompt
-    ablation_epochs: float = Field(default=3, gt=0)  # passes over them
+    ablation_pairs: int = Field(default=2000, ge=1)  # train pairs, each taught on every rung of the ladder
+    ablation_epochs: float = Field(default=1, gt=0)  # passes over them
+    ablation_trainings: int = Field(default=2, ge=1)  # models tuned so, each with a seed of its own
     ablation_learning_rate: float = Field(default=2e-3, gt=0)  # peak of the schedule
-    ablation_samples: int = Field(default=4, ge=1)  # completions per dev pair
+    ablation_samples: int = Field(default=4, ge=1)  # completions per dev pair, rung and training
 
-    @field_validator("captioner_url")
-    @classmethod
-    def _no_secret(cls, url: str) -> str:
-        return _without_secret(url)
+    _captioner_url = field_validator("captioner_url")(_no_secret)
 
     @model_validator(mode="after")
     def _captioner_can_see(self) -> "FeaturesConfig":
@@ -124,10 +124,7 @@ class CotConfig(_Frozen):
     ablation_seeds: tuple[int, ...] = Field(default=(0,), min_length=1)  # one training per arm and seed
     on_policy_samples: int = Field(default=4, ge=1)  # chains the student writes per train pair
 
-    @field_validator("teacher_url")
-    @classmethod
-    def _no_secret(cls, url: str) -> str:
-        return _without_secret(url)
+    _teacher_url = field_validator("teacher_url")(_no_secret)
 
     @model_validator(mode="after")
     def _teacher_can_teach(self) -> "CotConfig":
@@ -147,6 +144,7 @@ class SftConfig(_Frozen):
     epochs: float = Field(default=3, gt=0)  # passes over the training set
     learning_rate: float = Field(default=2e-3, gt=0)  # peak of the schedule
     batch_pairs: int = Field(default=16, ge=1)  # pairs per optimiser step
+    pairs_at_once: int = Field(default=0, ge=0)  # most pairs a device holds at once; 0 = no bound
     max_sequence_tokens: int = Field(default=256, ge=16)  # prompt and completion together
     warmup_share: float = Field(default=0.05, ge=0, lt=1)  # share of steps spent warming up
     checkpoint_steps: int = Field(default=50, ge=1)  # optimiser steps between resumable checkpoints
@@ -155,14 +153,19 @@ class SftConfig(_Frozen):
 class SamplingConfig(_Frozen):
     """Completions drawn to measure pass@k."""
 
-    engine: Literal["hf", "vllm", "openai"] = "hf"  # who generates
+    engine: Literal["hf", "vllm", "openai"] = "hf"  # who generates: in process, offline vLLM, or a server
+    url: str = "http://localhost:8000/v1"  # of the server (openai); its key is in OPENAI_API_KEY, if any
+    tensor_parallel: int = Field(default=1, ge=1)  # GPUs that one model is spread over (vllm)
     n: int = Field(default=8, ge=1)  # completions per pair
     k: int = Field(default=8, ge=1)  # k of pass@k, at most n
     temperature: float = Field(default=1.0, gt=0)  # softmax temperature
     max_completion_tokens: int = Field(default=112, ge=1)  # longer ones are cut and counted
-    batch_completions: int = Field(default=256, ge=1)  # completions decoded at once
+    batch_completions: int = Field(default=256, ge=1)  # decoded at once (hf), or calls in flight (openai)
     pool_pairs: int = Field(default=400, ge=1)  # train pairs sampled too, for the hard pool and the student
+    pool_n: int = Field(default=16, ge=1)  # completions for each of them: more, to tell hard from unsolved
     bootstrap: int = Field(default=1000, ge=1)  # resamples behind each interval
+
+    _url = field_validator("url")(_no_secret)
 
     @model_validator(mode="after")
     def _k_within_n(self) -> "SamplingConfig":
@@ -170,6 +173,8 @@ class SamplingConfig(_Frozen):
             raise ValueError(
                 f"k={self.k} is more than n={self.n} completions per pair; use k<={self.n} or n={self.k}"
             )
+        if self.k > self.pool_n:
+            raise ValueError(f"k={self.k} is more than pool_n={self.pool_n}; use pool_n={self.k} or more")
         return self
 
 
@@ -177,28 +182,37 @@ class GrpoConfig(_Frozen):
     """KL-free GRPO with clip-higher over a pool of hard pairs."""
 
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)  # one training run each
-    prompts_per_rollout: int = Field(default=32, ge=1)  # pairs sampled between two policy snapshots
+    policies: tuple[Policy, ...] = Field(default=("clip_higher",), min_length=1)  # to compare; first = recipe
+    curricula: tuple[Curriculum, ...] = Field(default=("easy_to_hard",), min_length=1)  # likewise
+    prompts_per_rollout: int = Field(default=16, ge=1)  # pairs sampled between two policy snapshots
     completions_per_prompt: int = Field(default=8, ge=2)  # size of a group
-    updates_per_rollout: int = Field(default=4, ge=1)  # optimiser steps on each rollout
-    rollouts: int = Field(default=8, ge=1)  # length of training
-    learning_rate: float = Field(default=1e-4, gt=0)  # constant
+    updates_per_rollout: int = Field(default=4, ge=1)  # optimiser steps on each rollout; on_policy makes 1
+    micro_batch_completions: int = Field(default=64, ge=1)  # in memory at once; never changes the sum
+    rollouts: int = Field(default=30, ge=1)  # length of training
+    max_refills: int = Field(default=2, ge=0)  # further draws to replace groups without signal
+    window_share: float = Field(default=0.5, gt=0, le=1)  # of the ordered pool, from which a rollout draws
+    learning_rate: float = Field(default=5e-4, gt=0)  # peak; falls in a straight line to 0
     epsilon: float = Field(default=0.2, gt=0, lt=1)  # lower clip: ratio >= 1 - epsilon
     epsilon_high: float = Field(default=0.28, gt=0)  # upper clip: ratio <= 1 + epsilon_high
-    easy_share: float = Field(default=0.2, ge=0, lt=1)  # share of the pool that is solved already
-    probe_every_rollouts: int = Field(default=4, ge=1)  # rollouts between two looks at the dev pairs
-    probe_pairs: int = Field(default=120, ge=1)  # dev pairs of a look; the best look's weights are kept
-    probe_completions: int = Field(default=4, ge=1)  # completions per dev pair of a look
+    outcome: Outcome = "same_side"  # what a wrong label is worth
+    outcome_start: float = Field(default=0.5, gt=0, le=1)  # weight of the outcome at first; it grows to 1
     format_reward: float = Field(default=0.1, ge=0)  # added when the completion parses
-    curriculum: Curriculum = "easy_to_hard"  # order of the pool
+    overlong_penalty: float = Field(default=0.1, ge=0)  # taken from a completion at the token limit
+    easy_share: float = Field(default=0.2, ge=0, lt=1)  # share of the pool that is solved already
+    probe_every_rollouts: int = Field(default=6, ge=1)  # rollouts between two looks at the dev pairs
+    probe_pairs: int = Field(default=240, ge=1)  # dev pairs of a look; the best look's weights are kept
+    probe_completions: int = Field(default=2, ge=1)  # completions per dev pair of a look
+    patience_looks: int = Field(default=4, ge=1)  # looks without a new best after which training stops
 
     @model_validator(mode="after")
     def _batches_fit(self) -> "GrpoConfig":
         prompts, group = self.prompts_per_rollout, self.completions_per_prompt
         updates, total = self.updates_per_rollout, prompts * group
-        if updates < 2:
+        if updates < 2 and set(self.policies) != {"on_policy"}:
             raise ValueError(
                 f"updates_per_rollout={updates}: with one update per rollout the ratio is 1 and both clips "
-                "are idle, so epsilon and epsilon_high do nothing; use 2 or more"
+                "are idle, so epsilon and epsilon_high do nothing; use 2 or more, or declare the clips off "
+                "with policies=[on_policy]"
             )
         if total % updates:
             fits = [size for size in range(2, total + 1) if total % size == 0]
@@ -221,20 +235,73 @@ class RairConfig(_Frozen):
 
     bootstrap: int = Field(default=1000, ge=1)  # resamples behind each interval
     greedy: bool = True  # judge with one greedy completion (else one sample)
+    limit: int = Field(default=0, ge=0)  # pairs of each subset that are judged; 0 = all
+    encoder: str = ""  # of the cosine judge: folder or hub name; "bundled" is the extra's; "" leaves it out
+    judge_model: str = ""  # a further judge, by its name at the endpoint below; "" for none
+    judge_url: str = "http://localhost:8000/v1"  # OpenAI-compatible; its key is in OPENAI_API_KEY, if any
 
 
 class ServingConfig(_Frozen):
     """Simulated traffic over cache, student and LLM."""
 
-    requests: int = Field(default=200_000, ge=1)  # query-item requests in the log
-    zipf_exponent: float = Field(default=1.0, gt=0)  # of query popularity
+    # the traffic
+    requests: int = Field(default=400_000, ge=1)  # query-item requests of one simulation
+    queries: int = Field(default=20_000, ge=1)  # distinct queries, each a double of a judged one
+    days: float = Field(default=4.0, gt=0)  # that they fill; one more day of requests before warms up
+    zipf_exponent: float | None = Field(default=None, gt=0)  # of query popularity; None: fitted to the log
+    zipf_shift: float = Field(default=0.0, gt=-1)  # flattens the head; read where the exponent is given
+    daily_swing: float = Field(
+        default=0.5, ge=0, lt=1
+    )  # rate at noon 1 + swing of the mean, at night 1 - swing
+    bursts_per_day: float = Field(default=1.0, ge=0)  # sudden rushes for one query
+    burst_factor: float = Field(default=3.0, ge=1)  # of the whole rate, while one lasts
+    burst_minutes: float = Field(default=10.0, gt=0)  # of a day of 1,440
+    drift_per_day: float = Field(default=0.05, ge=0)  # share of the queries that swap popularity a day
+    changed_per_day: float = Field(default=0.05, ge=0)  # share of the pairs whose item changes a day
+    replaced_per_day: float = Field(default=0.02, ge=0)  # share of the pairs that get a new item
+    # strata and cache, decided again at every refill from past counts alone
+    refills_per_day: float = Field(default=4.0, gt=0)  # how often
+    memory_days: float = Field(default=1.0, gt=0)  # half-life of a count
+    sketch_width: int = Field(default=0, ge=0)  # counters per row of a count-min sketch; 0 counts exactly
+    frequency_noise: float = Field(default=0.0, ge=0)  # log-normal error (sigma) of every estimate
     head_share: float = Field(default=0.02, ge=0, le=1)  # share of distinct queries served from the cache
     torso_share: float = Field(default=0.18, ge=0, le=1)  # share of distinct queries served by the student
-    llm_workers: int = Field(default=3, ge=1)  # LLM servers for the tail
-    llm_utilisation: float = Field(default=0.7, gt=0)  # of these servers by the tail; sets the arrival rate
+    cache_pairs: int = Field(default=2000, ge=0)  # scores that fit
+    admit_count: float = Field(default=2.0, ge=0)  # a pair asked less than this is not scored offline
+    ttl_days: float = Field(default=1.0, gt=0)  # a score older than this is not served
+    invalidate: bool = True  # drop the score of an item that changed
+    # the LLM for the tail
+    llm_workers: int = Field(default=3, ge=1)  # LLM servers
+    llm_batch: int = Field(default=4, ge=1)  # requests that one serves at once
+    llm_batch_cost: float = Field(default=0.5, ge=0, le=1)  # of each further member, in lone service times
+    llm_utilisation: float = Field(default=0.7, gt=0)  # by the tail, one at a time; sets the arrival rate
     llm_queue_limit: int = Field(default=64, ge=1)  # waiting requests beyond which the student answers
+    llm_timeout_s: float = Field(default=5.0, gt=0)  # after so long a wait the student answers
+    llm_slowdown: float = Field(default=1.0, gt=0)  # factor on its measured times
+    llm_outages: tuple[tuple[float, float], ...] = ()  # (from, to) days after the warm-up in which it is down
+    escalate_below: float = Field(default=0.6, ge=0, le=1)  # policy "confidence": the LLM answers below this
+    random_llm_share: float = Field(default=0.3, ge=0, le=1)  # policy "random": of the requests
+    # the bill
+    gpu_price: float = Field(default=2.5, ge=0)  # money per worker and hour, online or offline
+    cpu_price: float = Field(default=0.05, ge=0)  # money per student core and hour
+    seeds: tuple[int, ...] = Field(
+        default=(0, 1, 2, 3, 4), min_length=1
+    )  # of sweeps; intervals are over these
+    slo_ms: float = Field(default=1000.0, gt=0)  # latency promised at p95
+    # the student
     student_base: str = "data/models/lore-nano"  # folder under the project root, or a hub name
-    student_epochs: int = Field(default=3, ge=1)  # passes over the sampled train pairs
+    student_epochs: int = Field(default=8, ge=1)  # passes over the sampled train pairs
+    student_learning_rate: float = Field(default=2e-3, gt=0)  # peak of the schedule
+    student_batch_pairs: int = Field(default=16, ge=1)  # pairs per optimiser step
+    check_seconds: float = Field(default=15.0, gt=0)  # of traffic asked of the real service as well
+
+    @field_validator("llm_outages")
+    @classmethod
+    def _outages_rise(cls, outages: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
+        moments = [moment for outage in outages for moment in outage]
+        if moments != sorted(moments) or min(moments, default=0) < 0:
+            raise ValueError("give (from, to) pairs of days that rise from 0 on, such as [[0.5, 0.6]]")
+        return outages
 
     @model_validator(mode="after")
     def _shares_leave_a_tail(self) -> "ServingConfig":
@@ -246,10 +313,46 @@ class ServingConfig(_Frozen):
         return self
 
 
+class ServiceConfig(_Frozen):
+    """The HTTP service of `lore serve`: its judges, its store of scores, and what it refuses."""
+
+    store: str = ""  # sqlite:///path, redis:// or valkey://host:port/0; "" = a SQLite file in the run's folder
+    score_ttl_hours: float = Field(default=168, gt=0)  # an older score is not served
+    window_requests: int = Field(default=1_000_000, ge=1)  # requests after which the strata are named anew
+    llm: Literal["local", "openai", "none"] = "local"  # local = the run's own model, in this process
+    llm_model: str = ""  # name at the endpoint (openai)
+    llm_url: str = "http://localhost:8000/v1"  # OpenAI-compatible; its key is in OPENAI_API_KEY, if any
+    llm_timeout_ms: float = Field(default=2000, gt=0)  # then the student answers
+    llm_batch: int = Field(default=8, ge=1)  # requests read by the LLM at once
+    llm_workers: int = Field(default=1, ge=1)  # such batches at once
+    llm_queue_limit: int = Field(default=64, ge=1)  # waiting requests beyond which the student answers
+    student_batch: int = Field(default=16, ge=1)  # requests read by the student at once
+    student_queue_limit: int = Field(default=1024, ge=1)  # waiting requests beyond which the service says 503
+    student_threads: int = Field(default=1, ge=1)  # of one batch
+    in_flight: int = Field(default=512, ge=1)  # HTTP requests at work beyond which the service says 503
+    body_kib: int = Field(default=64, ge=1)  # a larger body is refused: 413
+    batch_pairs: int = Field(default=64, ge=1)  # pairs in a batch request; more are refused: 422
+    query_characters: int = Field(default=512, ge=1)  # a longer query is refused: 422
+    deadline_ms: float = Field(default=5000, gt=0)  # of an HTTP request; beyond it the service says 503
+
+    @model_validator(mode="after")
+    def _deadline_leaves_time(self) -> "ServiceConfig":
+        if self.llm_timeout_ms >= self.deadline_ms:
+            raise ValueError(
+                f"llm_timeout_ms={self.llm_timeout_ms:g} leaves the student no time before "
+                f"deadline_ms={self.deadline_ms:g}; use llm_timeout_ms<={self.deadline_ms / 2:g}"
+            )
+        if self.llm == "openai" and not self.llm_model:
+            raise ValueError("llm=openai needs the model's name at the endpoint; set service.llm_model")
+        return self
+
+
 class RuntimeConfig(_Frozen):
     """How the work is done; never changes a result."""
 
     workers: int = Field(default=3, ge=1)  # independent trainings at once, one thread each
+    processes: int = Field(default=1, ge=1)  # that train one model together; above 1, by accelerate launch
+    accelerate: str = "ddp"  # how they do: configs/accelerate/<name>.yaml
     stage_timeout_minutes: float = Field(default=60.0, gt=0)  # a notebook that takes longer is stopped
     engine: Literal["local", "ray"] = "local"  # of batch synthesis: this process, or Ray Data over workers
 
@@ -270,6 +373,7 @@ class Config(_Frozen):
     grpo: GrpoConfig = GrpoConfig()
     rair: RairConfig = RairConfig()
     serving: ServingConfig = ServingConfig()
+    service: ServiceConfig = ServiceConfig()
     runtime: RuntimeConfig = RuntimeConfig()
 
     @model_validator(mode="after")
@@ -307,8 +411,8 @@ PROFILE_TABLE: dict[str, tuple[Any, Any, Any]] = {
     "features.template": (None, "en", "en"),
     "features.captioner": (None, None, "vlm"),
     "features.captioner_model": (None, None, "Qwen/Qwen2.5-VL-7B-Instruct"),
-    "features.ablation_pairs": (48, None, 2000),
-    "features.ablation_epochs": (1, 2, 2),
+    "features.ablation_pairs": (16, None, None),
+    "features.ablation_trainings": (1, 1, 1),
     "features.ablation_learning_rate": (None, 2e-4, 1e-4),
     "features.ablation_samples": (2, None, None),
     "cot.pairs": (320, None, 100_000),
@@ -323,25 +427,37 @@ PROFILE_TABLE: dict[str, tuple[Any, Any, Any]] = {
     "sft.epochs": (4, 2, 2),
     "sft.learning_rate": (None, 2e-4, 1e-4),
     "sft.batch_pairs": (None, 32, 128),
+    "sft.pairs_at_once": (None, 8, 4),
     "sft.max_sequence_tokens": (None, 1152, 4096),
     "sft.checkpoint_steps": (20, None, 100),
     "sampling.engine": (None, None, "vllm"),
     "sampling.max_completion_tokens": (None, 256, 1024),
     "sampling.batch_completions": (None, 64, 4096),
     "sampling.pool_pairs": (40, None, 20_000),
+    "sampling.pool_n": (8, None, None),
     "sampling.bootstrap": (200, None, None),
     "grpo.seeds": ((0,), None, None),
-    "grpo.prompts_per_rollout": (4, 16, 128),
+    "grpo.policies": (("clip_higher", "on_policy"), None, None),
+    "grpo.prompts_per_rollout": (4, None, 128),
     "grpo.completions_per_prompt": (4, None, 16),
     "grpo.updates_per_rollout": (2, None, None),
-    "grpo.rollouts": (2, None, 200),
+    "grpo.micro_batch_completions": (None, 16, 8),
+    "grpo.rollouts": (2, 12, 200),
     "grpo.learning_rate": (None, 2e-5, 1e-5),
-    "grpo.probe_every_rollouts": (1, None, 20),
-    "grpo.probe_pairs": (12, None, None),
+    "grpo.probe_every_rollouts": (1, 4, 20),
+    "grpo.probe_pairs": (12, 120, None),
     "rair.bootstrap": (200, None, None),
-    "serving.requests": (5000, None, 2_000_000),
+    "rair.limit": (12, None, None),
+    "serving.requests": (20_000, None, 10_000_000),
+    "serving.seeds": ((0, 1), None, None),
+    "serving.queries": (2000, None, 1_000_000),
+    "serving.cache_pairs": (200, None, 100_000),
     "serving.student_base": (None, None, "Qwen/Qwen2.5-0.5B"),
-    "serving.student_epochs": (1, None, None),
+    "serving.student_epochs": (1, 3, 3),
+    "serving.student_learning_rate": (None, 1e-4, 5e-5),
+    "serving.student_batch_pairs": (None, 32, 64),
+    "serving.check_seconds": (2, 60, 300),
+    "runtime.workers": (None, 1, 1),
     "runtime.stage_timeout_minutes": (10.0, 720.0, 2880.0),
 }
 _COLUMN = {"smoke": 0, "small": 1, "paper": 2}

@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -27,17 +28,18 @@ settings.register_profile("kit", deadline=None)  # a busy machine is no fault of
 settings.load_profile("kit")
 
 ROOT = Path(__file__).resolve().parent.parent
+REDIS_SERVERS = ("valkey-server", "redis-server")
 REAL_DATA = ROOT.parent / "shared" / "data"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the tests marked real_data where the data folder is absent."""
-    if REAL_DATA.is_dir():
-        return
-    left_out = [item for item in items if item.get_closest_marker("real_data")]
-    if left_out:
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if not item.get_closest_marker("real_data")]
+    """Leave out the tests marked real_data without the data folder, and redis without a server."""
+    absent = {"real_data": not REAL_DATA.is_dir(), "redis": not any(map(shutil.which, REDIS_SERVERS))}
+    for mark in (name for name, is_absent in absent.items() if is_absent):
+        left_out = [item for item in items if item.get_closest_marker(mark)]
+        if left_out:
+            config.hook.pytest_deselected(items=left_out)
+            items[:] = [item for item in items if not item.get_closest_marker(mark)]
 
 
 def _is_local(address: object) -> bool:

@@ -34,10 +34,11 @@ from tqdm.auto import tqdm
 from lore_lib.artifacts import outputs_root
 from lore_lib.config import Config
 from lore_lib.cot.answer import quotes
-from lore_lib.cot.chat import CALL_FAILURES, REPLY_FAILURES, ChatModel, Draw, Reply, Request, VlmChat
-from lore_lib.cot.endpoint import Limits, OpenAIChat
+from lore_lib.cot.chat import REPLY_FAILURES, ChatModel, Draw, Reply, Request, VlmChat
+from lore_lib.cot.endpoint import OpenAIChat
 from lore_lib.cot.replies import ReplyCache, request_key
-from lore_lib.cot.teacher import SymbolicTeacher, read_caption
+from lore_lib.cot.teacher import SymbolicTeacher
+from lore_lib.endpoint import CALL_FAILURES, Limits
 from lore_lib.errors import DataError
 from lore_lib.features.build import caption_items
 from lore_lib.features.captioner import SURE, PixelCaptioner
@@ -238,13 +239,6 @@ def caption(tables: Mapping[str, pd.DataFrame], captioner: Captioner, vertical: 
                 seen.setdefault(question.item_id, []).append(sight.value)
     told = [", ".join(seen[item_id]) if item_id in seen else None for item_id in items["item_id"]]
     return pd.Series(told, index=items["item_id"].to_numpy(), dtype=object)
-
-
-def caption_values(captions: pd.Series, vertical: Vertical) -> pd.DataFrame:
-    """What captions say of each pictured dimension (columns), None where they say nothing, item by item."""
-    told = [{name: value for value, name in read_caption(vertical, text or "")} for text in captions]
-    rows = [[one.get(name) for name in vertical.pictured] for one in told]
-    return pd.DataFrame(rows, captions.index, vertical.pictured, dtype=object)
 
 
 def guided_questions(tables: Mapping[str, pd.DataFrame], vertical: Vertical) -> list[Question]:

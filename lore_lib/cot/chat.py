@@ -17,16 +17,6 @@ from lore_lib.rng import derive_seed
 if TYPE_CHECKING:
     from lore_lib.sampling.engine import HfEngine
 
-CALL_FAILURES: dict[str, str] = {
-    "unreachable": "no connection to the endpoint, or it cut its answer, at every attempt",
-    "timeout": "no answer in time, at every attempt",
-    "rate_limited": "the endpoint asked for patience at every attempt, or for more than is had",
-    "server_error": "the endpoint failed at every attempt",
-    "garbled": "what the endpoint sent is not of its protocol, at every attempt",
-    "refused": "the endpoint refuses this request",
-}
-"""Why there is no reply. Another try may help, so a shard with too many of them is not written."""
-
 REPLY_FAILURES: dict[str, str] = {
     "truncated": "the reply was cut at the token limit",
     "filtered": "the endpoint's content filter held the reply back",
@@ -75,7 +65,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """Its text and size; ``failure`` is "" or a key of ``CALL_FAILURES`` or ``REPLY_FAILURES``."""
+    """Its text and size; ``failure`` is "" or a key of ``endpoint.CALL_FAILURES`` or ``REPLY_FAILURES``."""
 
     text: str = ""
     prompt_tokens: int = 0

@@ -6,12 +6,14 @@ import hashlib
 import json
 import sqlite3
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lore_lib.artifacts import make_folder
-from lore_lib.cot.chat import Reply, Request
-from lore_lib.errors import ArtifactError
+from lore_lib.cot.chat import ChatModel, Reply, Request
+from lore_lib.endpoint import CALL_FAILURES
+from lore_lib.errors import ArtifactError, EngineError
 
 _CREATE = (
     "CREATE TABLE IF NOT EXISTS replies "
@@ -76,3 +78,33 @@ class ReplyCache:
     def _explained(self, error: sqlite3.Error) -> ArtifactError:
         fix = "free the disk or move the file away, and run again; it may hold replies that were paid for"
         return ArtifactError(f"the cache of replies {self._path} cannot be used: {error}. Fix: {fix}.")
+
+
+def complete_cached(
+    model: ChatModel, requests: Sequence[Request], cache: ReplyCache | None = None
+) -> list[Reply]:
+    """One reply per request, from the cache where it is known; equal requests are asked once.
+
+    Raises:
+        EngineError: calls did not get through. Those that did are in the cache: running again goes on from
+            there.
+    """
+    keys = [request_key(model.identity, request) for request in requests]
+    first: dict[bytes, int] = {}
+    for place, key in enumerate(keys):
+        first.setdefault(key, place)
+    known = {key: reply for key in first if cache is not None and (reply := cache.get(key))}
+    missing = [(key, place) for key, place in first.items() if key not in known]
+
+    def arrived(number: int, reply: Reply) -> None:
+        if cache is not None and not reply.failure:
+            cache.put(missing[number][0], reply)
+
+    replies = model.complete([requests[place] for _, place in missing], arrived) if missing else []
+    known |= {key: reply for (key, _), reply in zip(missing, replies, strict=True)}
+    if lost := [reply.failure for reply in replies if reply.failure in CALL_FAILURES]:
+        raise EngineError(
+            f"{len(lost)} of {len(replies)} calls of {model.name} did not get through; first: {lost[0]} "
+            f"({CALL_FAILURES[lost[0]]}). Run again: what was answered is kept"
+        )
+    return [known[key] for key in keys]

@@ -17,9 +17,10 @@ import pyarrow.parquet as pq
 from lore_lib.artifacts import MANIFEST, PART_SUFFIX, atomic_write, atomic_write_json, file_sha256
 from lore_lib.completion import parse, render_answer
 from lore_lib.cot.answer import ANSWER_FAILURES, quotes
-from lore_lib.cot.chat import CALL_FAILURES, REPLY_FAILURES
+from lore_lib.cot.chat import REPLY_FAILURES
 from lore_lib.cot.knowledge import Ask, KnowledgeIndex, held_out_items
 from lore_lib.cot.teacher import STAGES, SymbolicTeacher, Task, Teacher, Trace
+from lore_lib.endpoint import CALL_FAILURES
 from lore_lib.errors import ArtifactError, DataError, EngineError
 from lore_lib.features.prompts import item_sections, neutralise
 from lore_lib.vertical.definition import Vertical

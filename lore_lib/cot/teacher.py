@@ -69,7 +69,8 @@ class Trace:
         demands: what the teacher understood of the query.
         unknown: query words it could not place.
         found: evidence it quotes, one string per demand.
-        failure: "", or why there is no trace (a key of ``chat.CALL_FAILURES`` or ``answer.ANSWER_FAILURES``).
+        failure: "", or why there is no trace (a key of ``endpoint.CALL_FAILURES`` or
+            ``answer.ANSWER_FAILURES``).
         prompt_tokens: read by the model over all stages and samples, answers from the cache included.
         completion_tokens: written by it.
     """

@@ -31,12 +31,17 @@ def token_counter(tokenizer: PreTrainedTokenizerBase | None) -> TokenCounter | N
     """Count the tokens of texts, one batch a call; None without a tokenizer."""
     if tokenizer is None:
         return None
+    backend = getattr(tokenizer, "backend_tokenizer", None)
 
     def count(texts: list[str]) -> list[int]:
         if not texts:
             return []
-        batch = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)
-        return [len(ids) for ids in batch["input_ids"]]
+        if backend is None:  # a tokenizer in Python
+            batch = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)
+            return [len(ids) for ids in batch["input_ids"]]
+        backend.no_padding()  # an earlier batch may have left either behind
+        backend.no_truncation()
+        return [len(text) for text in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     return count
 

@@ -4,11 +4,15 @@ Every number here is a function of one confusion matrix: gold L1..L4 in rows; pr
 unparsable in columns. An answer that could not be parsed ("") is always wrong and never dropped.
 """
 
+from collections.abc import Iterable, Mapping, Sequence
+
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import norm
 from sklearn.metrics import precision_recall_fscore_support
 from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
 
 from lore_lib.errors import DataError
 from lore_lib.sampling.intervals import Floats, percentile_interval, resample_totals
@@ -55,8 +59,11 @@ def scores(matrix: ArrayLike) -> dict[str, Floats]:
     """All metrics of one confusion matrix, or of a stack of them.
 
     - acc@4: share with the very label; acc@2: share on the right side of L2|L3.
-    - macro_f1: mean F1 over the fixed four labels; a label neither in gold nor predicted scores 0 (sklearn's
-      labels=L1..L4, zero_division=0).
+    - macro_f1: mean F1 over the labels that stand in gold (f1_score of scikit-learn with just these labels).
+    A wrong
+      answer costs its gold label's recall whatever it says. A label without a gold pair has no F1 and is
+      left out, so that a perfect judge has 1 in any slice; a whole subset that lacks a label says so in its
+      counts.
     - kappa: Cohen's, quadratic weights; an unparsable answer counts as the label farthest from gold; 0
       where it is undefined (gold and answers all one label).
     - parse_rate: share that could be parsed.
@@ -84,7 +91,7 @@ def scores(matrix: ArrayLike) -> dict[str, Floats]:
     values = {
         "acc@4": right.sum(axis=-1) / total,
         "acc@2": same_side / total,
-        "macro_f1": f1.mean(axis=-1),
+        "macro_f1": _divide(f1.sum(axis=-1), (support > 0).sum(axis=-1).astype(float)),
         "kappa": np.where(expected > 0, 1 - _divide(disagreement, expected), 0.0),
         "parse_rate": 1 - unparsed.sum(axis=-1) / total,
     }
@@ -138,6 +145,43 @@ def evaluate_by(judged: pd.DataFrame, column: str, resamples: int, rng: np.rando
     return table[[column, *table.columns.drop(column)]]
 
 
+def score_table(judged: pd.DataFrame, resamples: int, rng: np.random.Generator) -> pd.DataFrame:
+    """`evaluate` on all pairs (subset "all"), then on each subset, in one table."""
+    whole = evaluate(judged, resamples, rng).assign(subset="all")
+    table = pd.concat([whole, evaluate_by(judged, "subset", resamples, rng)], ignore_index=True)
+    return table[["subset", *table.columns.drop("subset")]]
+
+
+def evaluate_slices(
+    judged: pd.DataFrame, columns: Sequence[str], resamples: int, rng: np.random.Generator
+) -> pd.DataFrame:
+    """`evaluate_by` for several columns, one below the other.
+
+    Returns:
+        by (the column), slice (its value), then the columns of `evaluate`.
+    """
+    parts = [
+        evaluate_by(judged, column, resamples, rng).rename(columns={column: "slice"}).assign(by=column)
+        for column in columns
+    ]
+    table = pd.concat(parts, ignore_index=True)
+    return table[["by", *table.columns.drop("by")]]
+
+
+def readable(table: pd.DataFrame) -> pd.DataFrame:
+    """Systems in rows, metrics in columns, each cell "0.858 [0.815, 0.895]".
+
+    Args:
+        table: system, metric, value, low, high; one row per couple.
+    """
+    cells = [
+        f"{value:.3f} [{low:.3f}, {high:.3f}]"
+        for value, low, high in zip(table["value"], table["low"], table["high"], strict=True)
+    ]
+    wide = table.assign(cell=cells).pivot(index="system", columns="metric", values="cell")
+    return wide.loc[list(dict.fromkeys(table["system"])), list(dict.fromkeys(table["metric"]))]
+
+
 def class_report(judged: pd.DataFrame) -> pd.DataFrame:
     """Precision, recall, F1 and support of each label (sklearn; 0 where undefined)."""
     precision, recall, f1, support = precision_recall_fscore_support(
@@ -151,15 +195,18 @@ def class_report(judged: pd.DataFrame) -> pd.DataFrame:
 def compare(a: pd.DataFrame, b: pd.DataFrame, resamples: int, rng: np.random.Generator) -> pd.DataFrame:
     """Differences a - b of two systems on the same pairs.
 
-    The interval resamples queries, the same ones for both systems. The p-value is McNemar's exact test on
-    paired correctness; it takes pairs as independent, so where the two disagree believe the interval.
+    The interval resamples queries, the same ones for both systems. ``p_value`` is McNemar's exact test on
+    paired correctness, which takes pairs as independent; ``p_bootstrap`` comes from the same draws as the
+    interval and does not: twice the share of draws on the far side of 0, the observed one counted in. Where
+        the two disagree
+    believe the second.
 
     Args:
         a: the first system, aligned.
         b: the second system, aligned; any row order.
 
     Returns:
-        metric, difference, low, high, p_value (acc@4 and acc@2 only, else NaN), n, queries.
+        metric, difference, low, high, p_value (acc@4 and acc@2 only, else NaN), p_bootstrap, n, queries.
 
     Raises:
         DataError: the systems did not judge the same pairs.
@@ -180,7 +227,8 @@ def compare(a: pd.DataFrame, b: pd.DataFrame, resamples: int, rng: np.random.Gen
     }
     rows = []
     for name in METRICS:
-        low, high = percentile_interval(first_draws[name] - second_draws[name])
+        gaps = first_draws[name] - second_draws[name]
+        low, high = percentile_interval(gaps)
         rows.append(
             {
                 "metric": name,
@@ -188,11 +236,98 @@ def compare(a: pd.DataFrame, b: pd.DataFrame, resamples: int, rng: np.random.Gen
                 "low": low if len(both) > 1 else float("nan"),
                 "high": high if len(both) > 1 else float("nan"),
                 "p_value": tests.get(name, float("nan")),
+                "p_bootstrap": bootstrap_p(gaps) if len(both) > 1 else float("nan"),
                 "n": len(pairs),
                 "queries": len(both),
             }
         )
     return pd.DataFrame(rows)
+
+
+def bootstrap_p(gaps: Floats) -> float:
+    """Two-sided p-value of "no difference" from bootstrap draws of the difference, (resamples,).
+
+    >>> bootstrap_p(np.array([0.1, 0.2, 0.3]))
+    0.5
+    """
+    sides = (np.sum(gaps <= 0), np.sum(gaps >= 0))
+    return float(min(1.0, 2 * (min(sides) + 1) / (len(gaps) + 1)))
+
+
+def compare_all(
+    judged: Mapping[str, pd.DataFrame],
+    steps: Iterable[tuple[str, str]],
+    resamples: int,
+    rng: np.random.Generator,
+    metrics: Sequence[str] = ("acc@4", "acc@2"),
+) -> pd.DataFrame:
+    """`compare` for several couples of systems, with p-values corrected for all that were looked at.
+
+    ``p_holm`` (Holm) bounds the chance of one false alarm in the whole table, ``p_fdr`` (Benjamini and
+    Hochberg) the share of false ones among the alarms; both adjust ``p_bootstrap``, by statsmodels.
+
+    Args:
+        judged: system -> aligned answers.
+        steps: (from, to): the difference is to - from.
+
+    Returns:
+        step ("from -> to"), then the columns of `compare`, then p_holm, p_fdr.
+
+    Raises:
+        DataError: no steps, or as in `compare`.
+    """
+    parts = [compare(judged[b], judged[a], resamples, rng).assign(step=f"{a} -> {b}") for a, b in steps]
+    if not parts:
+        raise DataError("no two systems to compare; give at least one step.")
+    table = pd.concat(parts, ignore_index=True)
+    table = table[table["metric"].isin(metrics)].reset_index(drop=True)
+    for column, method in (("p_holm", "holm"), ("p_fdr", "fdr_bh")):
+        known = table["p_bootstrap"].notna()
+        table.loc[known, column] = multipletests(table.loc[known, "p_bootstrap"], method=method)[1]
+    return table[["step", *table.columns.drop("step")]]
+
+
+def detectable(standard_error: float, power: float = 0.8, alpha: float = 0.05) -> float:
+    """The least true difference that a two-sided test at level `alpha` finds with probability `power`.
+
+    (z of 1 - alpha / 2 + z of power) x standard error of the difference: 2.80 of them for 80 % at 5 %.
+
+    >>> round(detectable(0.01), 4)
+    0.028
+    """
+    return float((norm.ppf(1 - alpha / 2) + norm.ppf(power)) * standard_error)
+
+
+def power_table(tested: pd.DataFrame, wanted: float = 0.01) -> pd.DataFrame:
+    """The least difference that each comparison could have found, and how many queries find `wanted`.
+
+    The standard error is that of the interval over queries. Two systems that answer alike tell nothing about
+    it and are left out.
+
+    Args:
+        tested: from `compare_all`.
+        wanted: a difference worth finding.
+
+    Returns:
+        step, metric, difference, least_detectable, n, queries, queries_needed.
+    """
+    rows = tested[tested["high"] > tested["low"]].reset_index(drop=True)
+    least = [
+        detectable((high - low) / (2 * norm.ppf(0.975)))
+        for low, high in zip(rows["low"], rows["high"], strict=True)
+    ]
+    needed = [queries_needed(q, found, wanted) for q, found in zip(rows["queries"], least, strict=True)]
+    rows = rows.assign(least_detectable=least, queries_needed=needed)
+    return rows[["step", "metric", "difference", "least_detectable", "n", "queries", "queries_needed"]]
+
+
+def queries_needed(queries: int, found: float, wanted: float) -> int:
+    """How many queries find a difference of `wanted` where `queries` find one of `found`: by the square.
+
+    >>> queries_needed(100, 0.04, 0.01)
+    1600
+    """
+    return int(np.ceil(queries * (found / wanted) ** 2))
 
 
 def _cells(gold: ArrayLike, predicted: ArrayLike) -> NDArray[np.intp]:
@@ -225,7 +360,7 @@ def _divide(top: Floats, bottom: Floats) -> Floats:
 
 
 def _refuse(what: str, found: set[str] | pd.Series) -> None:
-    names = sorted(set(found))
+    names = sorted(set(map(str, found)))
     if names:
         more = ", ..." if len(names) > 3 else ""
         raise DataError(f"{len(names)} {what}: {', '.join(names[:3])}{more}")

@@ -46,6 +46,7 @@ def diagnose(config: Config) -> list[Check]:
         _outputs(config),
         _disk(config),
         _model(config),
+        _training(config),
     ]
 
 
@@ -154,3 +155,18 @@ def _model(config: Config) -> Check:
     return Check(
         "model", f"no model.safetensors in {folder}", "git checkout data/models, or: lore pretrain-nano"
     )
+
+
+def _training(config: Config) -> Check:
+    """Whether the tuning of one arm fits the memory, reckoned from the student's shape."""
+    from lore_lib.training.estimate import require_memory, sft_needs  # seconds to import
+
+    try:
+        needs = sft_needs(config)
+    except LoreError as error:
+        return Check("training", "cannot be reckoned", str(error))
+    try:
+        require_memory(needs, config)
+    except LoreError as error:
+        return Check("training", "does not fit", str(error))
+    return Check("training", str(needs))

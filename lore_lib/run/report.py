@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -17,7 +18,7 @@ from lore_lib.artifacts import (
 )
 from lore_lib.errors import ArtifactError, nearest
 from lore_lib.run.stage import STAGES, mock_notices
-from lore_lib.viz.report import StageSection, format_interval, format_value, render_report
+from lore_lib.viz.report import StageSection, format_cell, render_report, summarise_stage
 
 REPORT = "report.html"
 
@@ -28,11 +29,7 @@ def gather(run: str) -> list[Manifest]:
     Raises:
         ArtifactError: no such run, no finished stage, or a damaged one.
     """
-    folder = outputs_root() / run
-    if not run or not folder.is_dir():
-        runs = sorted(path.parent.name for path in outputs_root().glob("*/run.json"))
-        hint = nearest(run, runs) if runs else "start one: lore run"
-        raise ArtifactError(f"no run {run!r} in {outputs_root()}; {hint}")
+    folder = find_run(run)
     manifests = []
     for name in STAGES:
         if (folder / name / "manifest.json").is_file():
@@ -44,6 +41,20 @@ def gather(run: str) -> list[Manifest]:
     return manifests
 
 
+def find_run(run: str) -> Path:
+    """The folder of a run.
+
+    Raises:
+        ArtifactError: there is none of that name.
+    """
+    folder = outputs_root() / run
+    if not run or not folder.is_dir():
+        runs = sorted(path.parent.name for path in outputs_root().glob("*/run.json"))
+        hint = nearest(run, runs) if runs else "start one: lore run"
+        raise ArtifactError(f"no run {run!r} in {outputs_root()}; {hint}")
+    return folder
+
+
 def write_html(run: str) -> Path:
     """Write outputs/<run>/report.html and return its path."""
     manifests = gather(run)
@@ -52,6 +63,7 @@ def write_html(run: str) -> Path:
         StageSection(
             manifest=manifest,
             shows=STAGES[manifest.stage].shows,
+            headlines=STAGES[manifest.stage].headlines,
             figures=[folder / manifest.stage / name for name in manifest.files if _is_figure(name)],
             mocks=mock_notices(manifest.engines),
         )
@@ -72,25 +84,25 @@ def as_json(run: str) -> str:
     return json.dumps(body, indent=2, ensure_ascii=False)
 
 
-def print_table(run: str, console: Console) -> None:
-    """Print every metric of the run with its interval, n and seeds, then the mocks it leans on."""
+def print_summary(run: str, console: Console) -> None:
+    """Print what each stage found in short, systems by headline estimators, then the mocks it leans on."""
     manifests = gather(run)
-    table = Table(title=escape(f"run {run}"), title_justify="left")
-    for column in ("stage", "metric", "value", "95 % interval", "n", "seeds"):
-        table.add_column(column, justify="right" if column in ("value", "n") else "left", overflow="fold")
     for manifest in manifests:
-        for metric in manifest.metrics:
-            table.add_row(
-                manifest.stage,
-                escape(metric.name),
-                format_value(metric.value),
-                format_interval(metric),
-                str(metric.n),
-                ", ".join(map(str, metric.seeds)),
-            )
-    console.print(table)
+        if summary := summarise_stage(manifest, STAGES[manifest.stage].headlines):
+            title = f"{manifest.stage}: {STAGES[manifest.stage].shows} (n = {summary.n})"
+            console.print(title, style="bold", markup=False)
+            table = Table(box=SIMPLE_HEAD)
+            table.add_column("", overflow="fold")
+            for estimator in summary.estimators:
+                table.add_column(escape(estimator), justify="right")
+            for system, metrics in summary.rows:
+                table.add_row(escape(system), *map(format_cell, metrics))
+            console.print(table)
     for notice in sorted({notice for manifest in manifests for notice in mock_notices(manifest.engines)}):
         console.print(f"mock: {notice}", markup=False)
+    count = sum(len(manifest.metrics) for manifest in manifests)
+    more = f"all {count} numbers with their seeds: lore report --run {run} --json"
+    console.print(f"95 % intervals in brackets; {more}", markup=False, soft_wrap=True)
 
 
 def _is_figure(name: str) -> bool:

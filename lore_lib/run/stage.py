@@ -66,6 +66,7 @@ class StageSpec:
     needs: tuple[str, ...]  # stages it may read from
     sections: tuple[str, ...]  # config sections it depends on
     promises: tuple[str, ...]  # files without which it has not done its work
+    headlines: tuple[str, ...]  # estimators that a summary shows, one column each
     minutes: MappingProxyType[str, float]  # expected, by profile
 
 
@@ -76,10 +77,11 @@ def _spec(
     needs: tuple[str, ...] = (),
     sections: tuple[str, ...] = (),
     promises: tuple[str, ...] = (),
+    headlines: tuple[str, ...] = (),
     minutes: tuple[float, float, float, float],
 ) -> StageSpec:
     by_profile = MappingProxyType(dict(zip(("smoke", "demo", "small", "paper"), minutes, strict=True)))
-    return StageSpec(name, shows, needs, (*sections, "runtime"), promises, by_profile)
+    return StageSpec(name, shows, needs, (*sections, "runtime"), promises, headlines, by_profile)
 
 
 _BASE = ("model", "world", "features")
@@ -97,6 +99,7 @@ _SPECS = (
         promises=tuple(
             f"{t}.parquet" for t in ("items", "queries", "pairs", "clicks", "captions", "prompts", "ablation")
         ),
+        headlines=("pass@1, all pairs",),
         minutes=(0.6, 2, 20, 120),
     ),
     _spec(
@@ -105,13 +108,14 @@ _SPECS = (
         needs=("01_features",),
         sections=(*_BASE, "cot", "sft", "sampling"),
         promises=("recall.parquet", "teacher.parquet", "students.parquet"),
+        headlines=("teacher accuracy", "kept share"),
         minutes=(0.7, 4, 60, 1200),
     ),
     _spec(
         "03_sft",
         "Direct labels, naive chains and progressive chains, each taught to the same student",
         needs=("01_features", "02_cot_synthesis"),
-        sections=(*_BASE, "cot", "sft"),
+        sections=(*_BASE, "cot", "sft", "sampling"),
         promises=("losses.parquet", "glimpses.parquet"),
         minutes=(2.8, 6.5, 60, 600),
     ),
@@ -121,6 +125,7 @@ _SPECS = (
         needs=("01_features", "02_cot_synthesis", "03_sft"),
         sections=(*_BASE, "cot", "sft", "sampling"),
         promises=("samples.parquet", "effects.parquet", "differences.parquet", "pool-samples.parquet"),
+        headlines=("pass@1", "vote", "pass@8", "parse rate"),
         minutes=(0.6, 2.2, 30, 120),
     ),
     _spec(
@@ -128,7 +133,11 @@ _SPECS = (
         "KL-free GRPO with clip-higher turns pass@8 into pass@1",
         needs=("01_features", "02_cot_synthesis", "03_sft", "04_pass_at_8"),
         sections=(*_BASE, "cot", "sft", "sampling", "grpo"),
-        promises=("pool.parquet", "samples.parquet", "effects.parquet", "differences.parquet"),
+        promises=tuple(
+            f"{t}.parquet"
+            for t in ("pool", "history", "probes", "variants", "samples", "effects", "differences")
+        ),
+        headlines=("pass@1", "pass@8", "pass@1 gain", "pass@8 gain"),
         minutes=(0.8, 7, 120, 1200),
     ),
     _spec(
@@ -136,8 +145,12 @@ _SPECS = (
         "General, long-tail hard and visual salience: every system beside trivial baselines",
         needs=("01_features", "02_cot_synthesis", "03_sft", "04_pass_at_8", "05_grpo"),
         sections=(*_BASE, "cot", "sft", "sampling", "grpo", "rair"),
-        promises=("benchmark.parquet", "predictions.parquet", "scores.parquet", "comparisons.parquet"),
-        minutes=(0.5, 1.1, 30, 120),
+        promises=(
+            "benchmark.jsonl",
+            *(f"{table}.parquet" for table in ("predictions", "scores", "comparisons", "served")),
+        ),
+        headlines=("acc@2", "acc@4", "macro-F1"),
+        minutes=(0.6, 1.8, 30, 120),
     ),
     _spec(
         "07_serving",
@@ -145,6 +158,7 @@ _SPECS = (
         needs=("01_features", "02_cot_synthesis", "03_sft", "04_pass_at_8", "05_grpo", "06_rair"),
         sections=(*_BASE, "cot", "sft", "sampling", "grpo", "rair", "serving"),
         promises=("judges.parquet", "latencies.parquet", "policies.parquet"),
+        headlines=("acc@2", "macro-F1", "p95 latency (ms)", "LLM-seconds per 1,000 requests"),
         minutes=(0.4, 1, 10, 60),
     ),
     _spec(
@@ -152,7 +166,17 @@ _SPECS = (
         "The same chain over a vertical of your own",
         sections=(*_BASE, "cot"),
         promises=("vertical/vertical.yaml", "traces.parquet"),
+        headlines=("teacher accuracy",),
         minutes=(0.2, 0.2, 1, 5),
+    ),
+    _spec(
+        "09_open_questions",
+        "Open ends: what drops where without knowledge, vision or rules; length; another vertical",
+        needs=("01_features", "02_cot_synthesis", "03_sft", "04_pass_at_8", "05_grpo", "06_rair"),
+        sections=(*_BASE, "cot", "sft", "sampling", "grpo", "rair"),
+        promises=("drops.parquet", "lengths.parquet", "transfer.parquet"),
+        headlines=("acc@4", "acc@2"),
+        minutes=(0.5, 1.2, 15, 60),
     ),
 )
 STAGES: MappingProxyType[str, StageSpec] = MappingProxyType({spec.name: spec for spec in _SPECS})
@@ -278,6 +302,8 @@ def _data(spec: StageSpec, config: Config) -> dict[str, str]:
         root / "data" / "verticals" / config.vertical,
         root / config.model.base,
     ]
+    if "rair" in spec.sections:
+        folders.append(root / "data" / "benchmarks")
     if "serving" in spec.sections:
         folders.append(root / config.serving.student_base)
     files = sorted({path for folder in folders for path in folder.rglob("*") if path.is_file()})

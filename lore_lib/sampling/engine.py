@@ -1,12 +1,17 @@
-"""One call, ``generate(prompts, n, ...)``, over a local transformers model."""
+"""One call, ``generate(prompts, sampling)``, over a local transformers model, offline vLLM or a server.
+
+The engines draw from the same distribution, count the same tokens and name the same finish reasons, and each
+repeats its own draws for equal seeds; the draws of one are not those of another, for their random streams
+differ. Greedy completions are the same token by token, but for ties within rounding.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pandas as pd
 import torch
@@ -14,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging
 
 from lore_lib.artifacts import project_root, read_parquet, write_parquet
-from lore_lib.completion import parse
+from lore_lib.completion import reader_of
 from lore_lib.config import Config
 from lore_lib.device import resolve_device
 from lore_lib.errors import EngineError
@@ -23,6 +28,7 @@ from lore_lib.rng import derive_seed
 SAMPLE_COLUMNS = [
     "system", "pair_id", "query_id", "sample", "completion", "label", "parse_kind", "tokens", "finish_reason",
 ]  # fmt: skip
+PART_PAIRS = 2048  # pairs of a long job between two files that a kill cannot take back
 SLICE_TOKENS = 16  # tokens decoded before the completions that have ended leave the batch
 
 
@@ -35,7 +41,9 @@ class Sampling:
         temperature: 0 is greedy; otherwise the full distribution is sampled (no top-k, no top-p).
         max_completion_tokens: longer completions are cut, with finish reason "length".
         batch_completions: completions decoded at once.
-        seed: root of the draws; each batch has its own stream.
+        seed: root of the draws; each batch (``hf``) or completion (``vllm``, ``openai``) has its own stream.
+        first: place of the first prompt in a longer list that is sampled part by part, each with streams of
+            its own.
     """
 
     n: int = 8
@@ -43,6 +51,11 @@ class Sampling:
     max_completion_tokens: int = 112
     batch_completions: int = 256
     seed: int = 17
+    first: int = 0
+
+    def seed_of(self, place: int, sample: int) -> int:
+        """The seed of one completion of the prompt at ``place``, for engines that take one for each."""
+        return derive_seed(self.seed, "completion", self.first + place, sample)
 
 
 @dataclass(frozen=True)
@@ -52,6 +65,22 @@ class Generation:
     text: str
     tokens: int
     finish_reason: str
+
+
+class Engine(Protocol):
+    """Who generates."""
+
+    @property
+    def name(self) -> str:
+        """As in ``sampling.engine``."""
+
+    def generate(self, prompts: Sequence[str], sampling: Sampling) -> list[list[Generation]]:
+        """n completions for each user turn, in the order of ``prompts``.
+
+        Raises:
+            EngineError: a prompt that leaves no room in the context, too little memory, or an engine that
+                does not answer.
+        """
 
 
 @contextmanager
@@ -71,7 +100,7 @@ def resolve_model(base: str) -> str:
 
 
 def load_model(base: str, dtype: str = "float32", device: str = "auto") -> PreTrainedModel:
-    """A causal language model in evaluation mode.
+    """A causal language model in evaluation mode; a folder with an adapter is its base with the adapter on.
 
     Raises:
         EngineError: no such folder or hub model.
@@ -104,6 +133,39 @@ def load_tokenizer(base: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def read_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> Generation:
+    """A completion from its tokens, which end with the end token unless they were cut.
+
+    Special tokens but that one stay in the text: a model that writes ``<|im_start|>`` is not well-formed.
+    """
+    ended = list(tokens[-1:]) == [tokenizer.eos_token_id]
+    text = tokenizer.decode(tokens[:-1] if ended else tokens, skip_special_tokens=False)
+    return Generation(text, len(tokens), "stop" if ended else "length")
+
+
+def check_context(lengths: Sequence[int], sampling: Sampling, context: int) -> None:
+    """Refuse prompts that, with a whole completion, do not fit the model's context.
+
+    Args:
+        lengths: of the prompts in tokens.
+        sampling: how to draw.
+        context: tokens the model was made for.
+
+    Raises:
+        EngineError: names the longest prompt and what to change.
+    """
+    room = context - sampling.max_completion_tokens
+    over = [place for place, length in enumerate(lengths) if length > room]
+    if over:
+        place = max(over, key=lambda i: lengths[i])
+        raise EngineError(
+            f"{len(over)} of {len(lengths)} prompts leave no room for a completion of "
+            f"{sampling.max_completion_tokens} tokens in a context of {context}; the longest is prompt "
+            f"{sampling.first + place} with {lengths[place]} tokens. Use a smaller features.budget, or lower "
+            "sampling.max_completion_tokens"
+        )
+
+
 def chat_text(tokenizer: PreTrainedTokenizerBase, user: str) -> str:
     """The user's turn in the model's chat template, up to where the assistant begins."""
     text = tokenizer.apply_chat_template(
@@ -122,17 +184,32 @@ class HfEngine:
     Args:
         model: a causal LM.
         tokenizer: pads on the left.
+
+    Raises:
+        EngineError: the tokenizer knows more tokens than the model.
     """
 
     name = "hf"
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self.model, self.tokenizer = model, tokenizer
+        known = model.get_input_embeddings().num_embeddings
+        if len(tokenizer) > known:
+            raise EngineError(
+                f"the tokenizer knows {len(tokenizer)} tokens and the model {known}: they are of different "
+                "models; take both from one folder"
+            )
 
     def generate(self, prompts: Sequence[str], sampling: Sampling) -> list[list[Generation]]:
         """n completions for each user turn, in the order of ``prompts``."""
         texts = [chat_text(self.tokenizer, prompt) for prompt in prompts]
-        return [[self._read(tokens) for tokens in drawn] for drawn in self.draw(texts, sampling)]
+        if not texts:
+            return []
+        lengths = [len(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
+        check_context(lengths, sampling, self.model.config.get_text_config().max_position_embeddings)
+        return [
+            [read_tokens(self.tokenizer, tokens) for tokens in drawn] for drawn in self.draw(texts, sampling)
+        ]
 
     @torch.no_grad()
     def draw(self, texts: Sequence[str], sampling: Sampling) -> list[list[list[int]]]:
@@ -140,6 +217,9 @@ class HfEngine:
 
         Returns:
             By text, by completion: its tokens, the end token included where it was reached.
+
+        Raises:
+            EngineError: too little memory on the accelerator.
         """
         if not texts:
             return []
@@ -150,8 +230,14 @@ class HfEngine:
         for start in range(0, len(order), size):
             rows = order[start : start + size]
             with torch.random.fork_rng():
-                torch.manual_seed(derive_seed(sampling.seed, "sample", start))
-                drawn = self._batch([texts[i] for i in rows], sampling)
+                torch.manual_seed(derive_seed(sampling.seed, "sample", sampling.first + start))
+                try:
+                    drawn = self._batch([texts[i] for i in rows], sampling)
+                except torch.OutOfMemoryError as error:
+                    raise EngineError(
+                        f"out of memory with {len(rows) * sampling.n} completions at once: lower "
+                        "sampling.batch_completions, then sampling.max_completion_tokens"
+                    ) from error
             for place, i in enumerate(rows):
                 out[i] = drawn[place * sampling.n : (place + 1) * sampling.n]
         return out
@@ -201,36 +287,33 @@ class HfEngine:
         end = self.tokenizer.eos_token_id
         return tokens[: tokens.index(end) + 1] if end in tokens else tokens
 
-    def _read(self, tokens: list[int]) -> Generation:
-        ended = self._ended(tokens)
-        text = self.tokenizer.decode(tokens[:-1] if ended else tokens, skip_special_tokens=False)
-        return Generation(text, len(tokens), "stop" if ended else "length")
-
 
 def _how(temperature: float) -> dict[str, Any]:
+    """Overrides what a model ships as its defaults: some penalise repetition, or cut the distribution."""
+    plain = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_p": None}
     if temperature == 0:
-        return {"do_sample": False}
-    return {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        return plain | {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+    return plain | {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
 
 
-def sample_pairs(engine: HfEngine, prompts: pd.DataFrame, system: str, sampling: Sampling) -> pd.DataFrame:
+def sample_pairs(engine: Engine, prompts: pd.DataFrame, system: str, sampling: Sampling) -> pd.DataFrame:
     """Samples for every pair.
 
     Args:
         engine: who generates.
         prompts: columns pair_id, query_id, prompt.
-        system: name written into the rows.
+        system: name written into the rows; the arm ``label_first`` is read in its own way.
         sampling: how to draw.
 
     Returns:
         One row per completion, columns ``SAMPLE_COLUMNS``; ``label`` is "" where the completion does not
         parse.
     """
-    drawn = engine.generate(prompts.prompt.tolist(), sampling)
+    drawn, reader = engine.generate(prompts.prompt.tolist(), sampling), reader_of(system)
     rows = []
     for pair_id, query_id, generations in zip(prompts.pair_id, prompts.query_id, drawn, strict=True):
         for index, generation in enumerate(generations):
-            read = parse(generation.text)
+            read = reader(generation.text)
             rows.append(
                 (system, pair_id, query_id, index, generation.text, read.label, read.kind, generation.tokens,
                  generation.finish_reason)
@@ -244,11 +327,12 @@ class SampleJob:
 
     Attributes:
         system: name of the system.
-        model: folder or hub name.
+        model: folder (of a model, or of an adapter on one) or hub name.
         prompts: Parquet file with pair_id, query_id, prompt.
         out: Parquet file to write; when it is there already it is kept.
         sampling: how to draw.
         dtype, device: as in the model config.
+        engine, url, tensor_parallel: as in the sampling config.
     """
 
     system: str
@@ -258,6 +342,9 @@ class SampleJob:
     sampling: Sampling
     dtype: str = "float32"
     device: str = "auto"
+    engine: str = "hf"
+    url: str = ""
+    tensor_parallel: int = 1
 
 
 def sample_job(
@@ -278,12 +365,57 @@ def sample_job(
         batch_completions=s.batch_completions,
         seed=config.seed,
     )
-    return SampleJob(system, str(model), prompts, out, sampling, config.model.dtype, config.model.device)
+    return SampleJob(
+        system=system,
+        model=str(model),
+        prompts=prompts,
+        out=out,
+        sampling=sampling,
+        dtype=config.model.dtype,
+        device=config.model.device,
+        engine=s.engine,
+        url=s.url,
+        tensor_parallel=s.tensor_parallel,
+    )
+
+
+def open_engine(job: SampleJob) -> Engine:
+    """The engine that a job asks for.
+
+    Raises:
+        EngineError: no such model, or a server that does not serve it.
+    """
+    tokenizer = load_tokenizer(job.model)
+    if job.engine == "vllm":
+        from lore_lib.sampling.vllm_engine import VllmEngine
+
+        return VllmEngine(job.model, tokenizer, job.dtype, job.tensor_parallel)
+    if job.engine == "openai":
+        from lore_lib.sampling.server_engine import ServerEngine
+
+        return ServerEngine(job.system, job.model, job.url, tokenizer)
+    return HfEngine(load_model(job.model, job.dtype, job.device), tokenizer)
 
 
 def run_sample_job(job: SampleJob) -> Path:
-    """Do one job; returns ``job.out``. A finished file is not made again."""
-    if not job.out.exists():
-        engine = HfEngine(load_model(job.model, job.dtype, job.device), load_tokenizer(job.model))
-        write_parquet(sample_pairs(engine, read_parquet(job.prompts), job.system, job.sampling), job.out)
+    """Do one job; returns ``job.out``. A finished file is not made again, nor are the parts of one.
+
+    Every ``PART_PAIRS`` pairs are written beside it as they are done, so that a kill loses no more.
+    """
+    if job.out.exists():
+        return job.out
+    prompts = read_parquet(job.prompts)
+    engine: Engine | None = None
+    parts = []
+    for first in range(0, max(len(prompts), 1), PART_PAIRS):
+        part = job.out.with_suffix(f".{first:08d}.parquet")
+        if not part.exists():
+            engine = engine or open_engine(job)
+            sampling = replace(job.sampling, first=job.sampling.first + first)
+            rows = prompts.iloc[first : first + PART_PAIRS]
+            write_parquet(sample_pairs(engine, rows, job.system, sampling), part)
+        parts.append(part)
+    write_parquet(pd.concat(map(read_parquet, parts), ignore_index=True), job.out)
+    for part in parts:
+        part.unlink()
     return job.out

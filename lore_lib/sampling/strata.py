@@ -80,24 +80,19 @@ def hard_sample_pool(
     return chosen[chosen["reason"] != ""].reset_index(drop=True)
 
 
-def curriculum_order(
-    pool: pd.DataFrame, rng: np.random.Generator, curriculum: Curriculum = "easy_to_hard"
-) -> pd.DataFrame:
-    """Order a pool easy -> medium -> hard, shuffled within each stratum, or shuffle it.
+def curriculum_order(pool: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
+    """Order a pool easy -> medium -> hard, shuffled within each stratum.
 
     Retained (solved) pairs are strewn evenly over the whole order: put first they would fill rollouts that
     have no advantage, put last they would come too late to be remembered.
 
     Args:
         pool: what `hard_sample_pool` returns.
-        curriculum: "easy_to_hard", or "shuffled": the control that tells what the order is worth.
 
     Returns:
-        The same rows in training order, index renewed. Consecutive windows of it are the rollouts.
+        The same rows in order, index renewed; rollouts draw from windows of it, see `curriculum_window`.
     """
     shuffled = pool.iloc[rng.permutation(len(pool))]
-    if curriculum == "shuffled":
-        return shuffled.reset_index(drop=True)
     retained = (shuffled["reason"] == "retained").to_numpy()
     place = np.empty(len(pool))
     ascent = np.argsort(-shuffled.loc[~retained, "stratum"].cat.codes.to_numpy(), kind="stable")
@@ -105,3 +100,25 @@ def curriculum_order(
     place[learnable] = (np.arange(len(learnable)) + 0.5) / max(len(learnable), 1)
     place[retained] = (np.arange(retained.sum()) + 0.5) / max(retained.sum(), 1)
     return shuffled.iloc[np.argsort(place, kind="stable")].reset_index(drop=True)
+
+
+def curriculum_window(
+    size: int, progress: float, share: float, curriculum: Curriculum = "easy_to_hard", least: int = 1
+) -> range:
+    """Places of an ordered pool from which a rollout draws: a window that slides from the start to the end.
+
+    Args:
+        size: pairs in the pool.
+        progress: share of training done, from 0 to 1.
+        share: width of the window as a share of the pool.
+        curriculum: "shuffled" opens the window over the whole pool at all times: the control that tells what
+            the order is worth.
+        least: smallest window, in pairs.
+
+    Example:
+        >>> [list(curriculum_window(8, progress, 0.5)) for progress in (0, 0.5, 1)]
+        [[0, 1, 2, 3], [2, 3, 4, 5], [4, 5, 6, 7]]
+    """
+    width = size if curriculum == "shuffled" else min(size, max(least, round(share * size)))
+    start = round(progress * (size - width))
+    return range(start, start + width)

@@ -1,193 +1,275 @@
-"""A day of traffic in seconds: discrete-event simulation of the LLM workers, vectorised cache and student.
+"""Days of traffic in seconds: requests stream through strata, cache, router and the LLM's queue.
 
-Latencies are drawn from service times measured beforehand, so the result is as true as those are. What is not
-modelled: batching inside an LLM worker (measure service times at the concurrency you will run), queueing
-    before the cache and the student (watch `student_utilisation`), network time, and cached scores growing
-    stale.
+Service times are drawn from those measured beforehand, so the result is as true as those are. What is not
+modelled: queueing before the cache and the student (watch `student_load`), network time, and the seconds
+that a student takes before it hands an unsure request on to the LLM's queue (they are added to its latency).
 """
 
-from collections.abc import Generator
-from dataclasses import dataclass
-from typing import Any
+from math import ceil
+from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
-import simpy
 
+from lore_lib.config import ServingConfig
 from lore_lib.errors import DataError
-from lore_lib.rair.metrics import evaluate
+from lore_lib.rng import generator
 from lore_lib.sampling.intervals import Floats
-from lore_lib.serving.cache import ScoreCache
-from lore_lib.serving.router import route
-from lore_lib.serving.strata import STRATA, stratum_of
+from lore_lib.serving.cache import OfflineScores
+from lore_lib.serving.latency import ServiceTimes
+from lore_lib.serving.population import UNREAD, Population
+from lore_lib.serving.queues import REFUSED, SERVED, TIMED_OUT, WAITING, Pool, serve_in_arrays
+from lore_lib.serving.router import ASK_CACHE, ASK_LLM, CACHE, LLM, STUDENT, route
+from lore_lib.serving.strata import HEAD, TORSO, Codes, Counter, CountMin, DecayedCounts, stratify
+from lore_lib.serving.tally import Served, Tally
+from lore_lib.serving.traffic import Chunk, arrival_rate, request_stream
 
-MILLION = 1_000_000
+WARM_UP_DAYS = 1.0  # requests that are only counted, so that strata and cache have a past
 
 
-@dataclass(frozen=True)
-class ServiceTimes:
-    """Measured milliseconds per request, one array of samples per judge; each request draws one at random."""
+class Pace(NamedTuple):
+    """How fast requests come, and how long a day is."""
 
-    cache_ms: Floats
-    student_ms: Floats
-    llm_ms: Floats
+    per_second: float
+    day_s: float
 
-    def __post_init__(self) -> None:
-        """Refuse what cannot be a duration.
 
-        Raises:
-            DataError: an array is empty or holds something else than positive numbers.
+def pace(config: ServingConfig, shares: Floats, times: ServiceTimes) -> Pace:
+    """The rate at which the tail alone keeps the LLM's workers busy as much as `config.llm_utilisation` says.
+
+    The tail is what strata leave to it half way through, of as many distinct queries as are expected by then.
+    So a slow machine gets less traffic and no longer queue, and two machines compare. The day is as long as
+    it takes for `config.requests` to fill `config.days`.
+
+    Raises:
+        DataError: no query is tail.
+    """
+    asked = config.requests / config.days * (WARM_UP_DAYS + config.days / 2)
+    seen = -np.expm1(asked * np.log1p(-np.minimum(shares, 1 - 1e-12))).sum()  # distinct queries, expected
+    tail = shares[ceil((config.head_share + config.torso_share) * seen - 1e-9) :].sum()
+    work_s = times.llm_ms.mean() * config.llm_slowdown / 1000
+    rate = arrival_rate(config.llm_utilisation, float(tail), work_s, config.llm_workers)
+    return Pace(rate, config.requests / config.days / rate)
+
+
+class Server:
+    """Cache, student and LLM behind one router, fed chunk by chunk.
+
+    Memory holds one chunk, the queue and the state of each pair. Whoever wants each request and not their
+    sums reads what `answer` returns.
+    """
+
+    def __init__(
+        self,
+        population: Population,
+        policy: str,
+        config: ServingConfig,
+        times: ServiceTimes,
+        day_s: float,
+        rng: np.random.Generator,
+    ) -> None:
+        """Start with an empty cache and no past.
+
+        Args:
+            population: whom the requests ask about.
+            policy: one of `router.POLICIES`.
+            config: every knob.
+            times: measured service times.
+            day_s: seconds of a day, as of the stream.
+            rng: source of service times, changes and noise.
         """
-        for name, samples in vars(self).items():
-            if len(samples) == 0 or not (np.isfinite(samples) & (samples > 0)).all():
-                raise DataError(f"{name} holds {len(samples)} samples; measure 1 or more, all positive.")
+        self._population, self._policy, self._config = population, policy, config
+        self._times, self._day_s, self._rng = times, day_s, rng
+        pairs, queries = len(population.row), len(population.source)
+        self._content = population.row.copy()  # the judged row that each pair shows now
+        self._changed_day = np.full(pairs, -np.inf)
+        self._query_counts, self._pair_counts = (_counter(config, keys, rng) for keys in (queries, pairs))
+        self._scores = OfflineScores(pairs, config.cache_pairs, config.ttl_days)
+        self._pool = Pool(
+            workers=config.llm_workers,
+            queue_limit=config.llm_queue_limit,
+            batch=config.llm_batch,
+            batch_cost=config.llm_batch_cost,
+            timeout_s=config.llm_timeout_s,
+            outages=tuple(
+                ((WARM_UP_DAYS + start) * day_s, (WARM_UP_DAYS + end) * day_s)
+                for start, end in config.llm_outages
+            ),
+        )
+        self._free_s = np.zeros(config.llm_workers)
+        self._held: dict[str, Any] = {}  # requests that wait from one chunk to the next
+        self._strata: Codes | None = None  # none in the warm-up
+        self._day, self._next_refill = 0.0, WARM_UP_DAYS
+        self.begin_s = self.end_s = 0.0  # of what was served
+        self.offline_pairs = 0  # pairs scored by refills
+
+    def answer(self, chunk: Chunk) -> Served | None:
+        """Take a chunk in; give back what was answered meanwhile. None in the warm-up, which only counts."""
+        day = chunk.begin_s / self._day_s
+        self._change(chunk, day)
+        if day >= self._next_refill - 1e-9:
+            if self._strata is None:
+                self.begin_s = chunk.begin_s
+            self._refill(day)
+        self._query_counts.add(chunk.query)
+        self._pair_counts.add(chunk.pair)
+        if self._strata is None or not len(chunk.time_s):
+            return None
+        self.end_s = float(chunk.time_s[-1])
+        return self._serve(self._look_up(chunk, self._strata), self.end_s)
+
+    def close(self) -> Served | None:
+        """Answer those that still wait."""
+        return self._serve(self._held, np.inf) if len(self._held.get("time_s", ())) else None
+
+    def _change(self, chunk: Chunk, day: float) -> None:
+        """Let time pass, and items change and vanish."""
+        moved = np.concatenate([chunk.changed, chunk.replaced])
+        self._content[moved] = self._population.another_row(moved, self._content[moved], self._rng)
+        self._changed_day[moved] = day
+        self._scores.invalidate(moved if self._config.invalidate else chunk.replaced)
+        self._pair_counts.forget(chunk.replaced)
+        for counts in (self._query_counts, self._pair_counts):
+            counts.age(day - self._day)
+        self._day = day
+
+    def _refill(self, day: float) -> None:
+        """Decide strata from past counts, and score for the cache what is head now."""
+        config, per_query = self._config, self._population.pairs_per_query
+        counts = self._query_counts.estimate()
+        if config.frequency_noise:
+            counts *= self._rng.lognormal(0, config.frequency_noise, len(counts))
+        self._strata = stratify(counts, config.head_share, config.torso_share)
+        self._next_refill = day + 1 / config.refills_per_day
+        if self._policy in ASK_CACHE:
+            readable = self._population.answers[0][self._content] != UNREAD
+            demand = self._pair_counts.estimate()
+            demand[~(np.repeat(self._strata == HEAD, per_query) & readable)] = 0
+            ahead = 1 / config.refills_per_day
+            self.offline_pairs += self._scores.refill(demand, config.admit_count, self._content, day, ahead)
+
+    def _look_up(self, chunk: Chunk, strata: Codes) -> dict[str, Any]:
+        """All that is known of each request before the LLM's queue, the route among it."""
+        population, pair, day = self._population, chunk.pair, chunk.time_s / self._day_s
+        heads, torsos = ((strata <= code).sum() for code in (HEAD, TORSO))
+        stratum, row, scored = strata[chunk.query], self._content[pair], self._scores.scored[pair]
+        llm_label, student_label = population.answers[:, row]
+        route_to = route(
+            self._policy,
+            stratum,
+            self._scores.valid(pair, day),
+            population.confidence[row] < self._config.escalate_below,
+            self._rng.random(len(pair)),
+            self._config.random_llm_share,
+        )
+        work_s = np.zeros(len(pair))
+        llm = route_to == LLM
+        work_s[llm] = self._rng.choice(self._times.llm_ms, int(llm.sum())) * self._config.llm_slowdown / 1000
+        return {
+            "time_s": chunk.time_s,
+            "pair": pair,
+            "stratum": stratum,
+            "misplaced": stratum != (chunk.rank >= heads).astype(np.int8) + (chunk.rank >= torsos),
+            "source": population.source[chunk.query],
+            "gold": population.gold[row],
+            "llm_label": llm_label,
+            "student_label": student_label,
+            "cached_label": population.answers[0][self._scores.content[pair]],
+            "stale": scored < self._changed_day[pair],
+            "age_days": day - scored,
+            "route": route_to,
+            "llm_s": work_s,
+            "cache_ms": self._rng.choice(self._times.cache_ms, len(pair)),
+            "student_ms": self._rng.choice(self._times.student_ms, len(pair)),
+        }
+
+    def _serve(self, asked: dict[str, Any], until: float) -> Served:
+        """Answer what can be by then: all of cache and student, and what has left the LLM's queue."""
+        waiting = len(self._held.get("time_s", ()))
+        if waiting and asked is not self._held:
+            asked = {name: np.concatenate([self._held[name], asked[name]]) for name in asked}
+        queued = np.flatnonzero(asked["route"] == LLM)
+        status = np.full(len(asked["route"]), SERVED, dtype=np.int8)
+        finish_s, busy_s = asked["time_s"].copy(), np.zeros(len(status))
+        status[queued], finish_s[queued], busy_s[queued] = serve_in_arrays(
+            asked["time_s"][queued], asked["llm_s"][queued], self._pool, self._free_s, waiting, until
+        )
+        left = status == WAITING
+        self._held = {name: values[left] for name, values in asked.items()}
+        if left.any():
+            asked = {name: values[~left] for name, values in asked.items()}
+            status, finish_s, busy_s = status[~left], finish_s[~left], busy_s[~left]
+        fallback = (status == REFUSED) | (status == TIMED_OUT)
+        answered = np.where(fallback, STUDENT, asked["route"])
+        by_cache, by_llm = answered == CACHE, answered == LLM
+        worked = ~by_cache if self._policy == "confidence" else answered == STUDENT
+        student_ms = np.where(worked, asked["student_ms"], 0.0)
+        queue_ms = (finish_s - asked["time_s"]) * 1000
+        labels = [asked["cached_label"], asked["llm_label"]]
+        return Served(
+            time_s=asked["time_s"],
+            pair=asked["pair"],
+            stratum=asked["stratum"],
+            misplaced=asked["misplaced"],
+            source=asked["source"],
+            gold=asked["gold"],
+            predicted=np.select([by_cache, by_llm], labels, asked["student_label"]),
+            route=answered.astype(np.int8),
+            fallback=fallback,
+            latency_ms=queue_ms + np.where(by_cache, asked["cache_ms"], student_ms),
+            student_ms=student_ms,
+            llm_ms=busy_s * 1000,
+            stale=by_cache & asked["stale"],
+            age_days=np.where(by_cache, asked["age_days"], 0.0),
+        )
 
 
 def simulate(
-    requests: pd.DataFrame,
-    pairs: pd.DataFrame,
-    strata: pd.Series,
-    cache: ScoreCache,
+    population: Population,
+    shares: Floats,
     policy: str,
+    config: ServingConfig,
     times: ServiceTimes,
-    llm_workers: int,
-    llm_queue_limit: int,
-    rng: np.random.Generator,
-) -> pd.DataFrame:
-    """Serve every request under one routing policy.
+    seed: int,
+    at: Pace | None = None,
+) -> Tally:
+    """Serve about `config.requests` under one routing policy and add them up.
 
     Args:
-        requests: time_s (rising), pair (row number in `pairs`).
-        pairs: query_id, item_id, label (gold), llm_label, student_label ("" when not parsed).
-        strata: stratum by query_id from a past log.
-        cache: the offline scores.
+        population: the queries, most popular first.
+        shares: (queries,) of the traffic by rank.
         policy: one of `router.POLICIES`.
+        config: every knob.
         times: measured service times.
-        llm_workers: LLM requests served at once.
-        llm_queue_limit: a request that finds this many waiting is answered by the student at once.
-        rng: source of the drawn service times.
+        seed: the same seed brings the same requests to every policy.
+        at: the rate; None: as `pace` says.
 
-    Returns:
-        One row per request: query_id, stratum, gold, predicted, served_by ("cache" | "student" | "llm"),
-        fallback (bool), latency_ms, busy_ms (work done for it, without waiting).
+    Raises:
+        DataError: nothing came after the warm-up, or as in `request_stream`.
     """
-    asked = pairs.iloc[requests["pair"].to_numpy()].reset_index(drop=True)
-    cached_label = cache.lookup(pairs)[requests["pair"].to_numpy()]
-    stratum = stratum_of(asked["query_id"], strata)
-    routed = route(policy, stratum, cached_label != "")
-
-    busy = {
-        "cache": rng.choice(times.cache_ms, len(asked)),
-        "student": rng.choice(times.student_ms, len(asked)),
-        "llm": rng.choice(times.llm_ms, len(asked)),
-    }
-    queued = np.flatnonzero(routed == "llm")
-    waited = llm_latency(
-        requests["time_s"].to_numpy(dtype=float)[queued],
-        busy["llm"][queued] / 1000,
-        llm_workers,
-        llm_queue_limit,
+    rate = at or pace(config, shares, times)
+    total = round(config.requests * (1 + WARM_UP_DAYS / config.days))
+    stream = request_stream(
+        shares, population.pairs_per_query, config, total, *rate, generator(seed, "traffic")
     )
-    llm_ms = np.full(len(asked), np.nan)
-    llm_ms[queued] = waited * 1000
-    fallback = (routed == "llm") & np.isnan(llm_ms)
-    served_by = np.where(fallback, "student", routed)
-    judges = [served_by == judge for judge in busy]
-    return pd.DataFrame(
-        {
-            "query_id": asked["query_id"],
-            "stratum": stratum,
-            "gold": asked["label"],
-            "predicted": np.select(
-                judges, [cached_label, asked["student_label"], asked["llm_label"]], default=""
-            ),
-            "served_by": served_by,
-            "fallback": fallback,
-            "latency_ms": np.select(judges, [busy["cache"], busy["student"], llm_ms]),
-            "busy_ms": np.select(judges, list(busy.values())),
-        }
-    )
+    server = Server(population, policy, config, times, rate.day_s, generator(seed, "service"))
+    tally = Tally(population)
+    for chunk in stream:
+        if served := server.answer(chunk):
+            tally.add(served)
+    if served := server.close():
+        tally.add(served)
+    if not tally.requests:
+        raise DataError(f"no request came after the warm-up of {WARM_UP_DAYS:g} day; raise serving.requests.")
+    batch = config.llm_batch
+    batched = (1 + config.llm_batch_cost * (batch - 1)) / batch
+    tally.offline_pairs = server.offline_pairs
+    tally.offline_s = server.offline_pairs * times.llm_ms.mean() / 1000 * batched
+    tally.seconds = server.end_s - server.begin_s
+    tally.worker_s = tally.seconds * config.llm_workers if policy in ASK_LLM else 0.0
+    return tally
 
 
-def llm_latency(arrivals_s: Floats, service_s: Floats, workers: int, queue_limit: int) -> Floats:
-    """First come, first served by `workers` servers behind one bounded queue (simpy).
-
-    Args:
-        arrivals_s: (requests,) rising arrival times.
-        service_s: (requests,) service times.
-        workers: servers.
-        queue_limit: requests that may wait; one that finds the queue full is refused.
-
-    Returns:
-        (requests,) seconds from arrival to answer, NaN where refused.
-    """
-    world = simpy.Environment()
-    servers = simpy.Resource(world, capacity=workers)
-    latency = np.full(len(arrivals_s), np.nan)
-
-    def serve(number: int) -> Generator[simpy.Event, Any, None]:
-        with servers.request() as turn:
-            yield turn
-            yield world.timeout(service_s[number])
-        latency[number] = world.now - arrivals_s[number]
-
-    def arrive() -> Generator[simpy.Event, Any, None]:
-        for number, moment in enumerate(arrivals_s):
-            yield world.timeout(max(0.0, moment - world.now))
-            if len(servers.queue) < queue_limit:
-                world.process(serve(number))
-
-    world.process(arrive())
-    world.run()
-    return latency
-
-
-def summarise(served: pd.DataFrame, resamples: int, rng: np.random.Generator) -> pd.DataFrame:
-    """Cost, speed and quality per stratum and in all; each request counts once, so traffic is the weight.
-
-    Args:
-        served: what `simulate` returns.
-        resamples: bootstrap draws (over queries) behind the intervals.
-
-    Returns:
-        One row per stratum that had traffic, then "all": stratum, requests, share, hit_rate (answered from
-        the cache), fallback_share (meant for the LLM, answered by the student), p50_ms, p95_ms, p99_ms,
-        acc@2, acc@2_low, acc@2_high, macro_f1, macro_f1_low, macro_f1_high, and llm_seconds_per_million,
-        student_seconds_per_million (busy seconds online; the LLM's are GPU-seconds when it runs on a GPU.
-        Scoring the cache offline is not in them: add its pairs x mean LLM seconds).
-    """
-    rows = []
-    for name in (*STRATA, "all"):
-        part = served if name == "all" else served[served["stratum"] == name]
-        if len(part):
-            rows.append(
-                {
-                    "stratum": name,
-                    "requests": len(part),
-                    "share": len(part) / len(served),
-                    **_row(part, resamples, rng),
-                }
-            )
-    return pd.DataFrame(rows)
-
-
-def student_utilisation(served: pd.DataFrame, requests: pd.DataFrame) -> float:
-    """Busy seconds of the student per second of traffic; near 1 and above, one student would queue."""
-    span_s = float(requests["time_s"].iloc[-1] - requests["time_s"].iloc[0])
-    return float(served.loc[served["served_by"] == "student", "busy_ms"].sum() / 1000 / span_s)
-
-
-def _row(part: pd.DataFrame, resamples: int, rng: np.random.Generator) -> dict[str, float]:
-    quality = evaluate(part, resamples, rng).set_index("metric")
-    row = {
-        "hit_rate": float((part["served_by"] == "cache").mean()),
-        "fallback_share": float(part["fallback"].mean()),
-        **{f"p{p}_ms": float(np.percentile(part["latency_ms"], p)) for p in (50, 95, 99)},
-    }
-    for metric in ("acc@2", "macro_f1"):
-        for column, name in (("value", metric), ("low", f"{metric}_low"), ("high", f"{metric}_high")):
-            row[name] = float(quality[column].loc[metric])
-    for judge in ("llm", "student"):
-        busy_s = part.loc[part["served_by"] == judge, "busy_ms"].sum() / 1000
-        row[f"{judge}_seconds_per_million"] = float(busy_s / len(part) * MILLION)
-    return row
+def _counter(config: ServingConfig, keys: int, rng: np.random.Generator) -> Counter:
+    if config.sketch_width:
+        return CountMin(keys, config.memory_days, config.sketch_width, rng)
+    return DecayedCounts(keys, config.memory_days)

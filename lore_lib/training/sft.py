@@ -1,31 +1,45 @@
-"""Supervised tuning over TRL's ``SFTTrainer``: loss on the completion only, resumable, no row ever cut."""
+"""Supervised tuning over TRL's ``SFTTrainer``: loss on the completion only, resumable, no row ever cut.
+
+One process and several give the same batches in the same order, whatever a device holds at once: the sampler
+groups by length over ``batch_pairs``, and gradients are averaged over the tokens of the whole batch.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from datasets import Dataset
-from peft import LoraConfig
-from transformers import PrinterCallback
+from peft import LoraConfig, PeftModel
+from transformers import PreTrainedModel, PrinterCallback
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
-from lore_lib.artifacts import read_jsonl, read_parquet, write_jsonl
+from lore_lib.artifacts import atomic_write_json, read_jsonl, read_parquet, write_jsonl
+from lore_lib.completion import reader_of
 from lore_lib.config import Config
 from lore_lib.device import resolve_device
-from lore_lib.errors import DataError
+from lore_lib.errors import ArtifactError, ConfigError, DataError, EngineError
 from lore_lib.sampling.engine import chat_text, load_model, load_tokenizer, no_weight_bars
+from lore_lib.training.head import score_labelled_positions
 
 FINISHED = "history.jsonl"
 """Written last: its presence means that the folder holds a whole model."""
+
+JOB = "job.json"
+"""What is being trained in a folder, so that no other job goes on from its checkpoints."""
+
+_ELSEWHERE = ("rows", "out", "device", "pairs_at_once", "checkpoint_steps")  # do not decide the result
 
 
 @dataclass(frozen=True)
@@ -41,6 +55,8 @@ class SftJob:
         epochs, learning_rate, batch_pairs, warmup_share: the schedule.
         max_sequence_tokens: longest prompt + completion; a longer row is an error, never cut.
         checkpoint_steps: optimiser steps between checkpoints.
+        pairs_at_once: most pairs that a device holds at once, 0 for all; gradients of the parts of a batch
+            are added up, so that it changes memory and time alone.
         lora_rank: 0 tunes all weights.
         seed: of data order and dropout.
         dtype: of the weights.
@@ -57,6 +73,7 @@ class SftJob:
     warmup_share: float
     max_sequence_tokens: int
     checkpoint_steps: int
+    pairs_at_once: int = 0
     lora_rank: int = 0
     seed: int = 17
     dtype: str = "float32"
@@ -81,8 +98,14 @@ def sft_job(config: Config, arm: str, rows: Path, out: Path) -> SftJob:
 def train_sft(job: SftJob) -> Path:
     """Tune one arm and return its model folder; a finished arm is not trained again, a killed one resumes.
 
+    In a process that ``accelerate launch`` has started it trains together with the others.
+
     Raises:
-        DataError: no rows, or rows that are longer than ``max_sequence_tokens``.
+        DataError: no rows, rows of one label alone, or rows that are longer than ``max_sequence_tokens`` or
+            than the model's context.
+        ArtifactError: the folder holds the checkpoints of another job.
+        ConfigError: a batch that the devices cannot share evenly.
+        EngineError: the loss is not a number, or memory ran out.
     """
     if (job.out / FINISHED).exists():
         return job.out
@@ -92,24 +115,97 @@ def train_sft(job: SftJob) -> Path:
     data = pd.DataFrame(
         {"prompt": [chat_text(tokenizer, user) for user in rows.prompt], "completion": rows.completion}
     )
-    check_lengths(tokenizer, data, rows.pair_id.tolist(), job.max_sequence_tokens)
-    job.out.mkdir(parents=True, exist_ok=True)
+    longest = check_lengths(tokenizer, data, rows.pair_id.tolist(), job.max_sequence_tokens)
+    check_labels(job.arm, rows.completion.tolist())
+    model = load_model(job.base, job.dtype, job.device if processes() == 1 else "cpu")
+    check_fits(model, longest)
+    claim_folder(job)
     with quiet_trl():
-        trainer = SFTTrainer(
-            model=load_model(job.base, job.dtype, job.device),
-            args=sft_config(job),
-            train_dataset=Dataset.from_pandas(data, preserve_index=False),
-            processing_class=tokenizer,
-            peft_config=lora_config(job.lora_rank),
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(job.out)))
+        trainer = sft_trainer(job, model, tokenizer, data)
+        if processes() == 1:
+            trainer.remove_callback(PrinterCallback)
+        try:
+            trainer.train(resume_from_checkpoint=get_last_checkpoint(str(job.out)))
+        except torch.OutOfMemoryError as error:
+            held = trainer.args.per_device_train_batch_size
+            raise EngineError(
+                f"out of memory with {held} pairs of up to {longest} tokens at once on each device: lower "
+                f"sft.pairs_at_once (to {max(1, held // 2)}), then features.budget or cot.max_words"
+            ) from error
     save_model(trainer, job.out)
-    tokenizer.save_pretrained(job.out)
-    logged = [{"arm": job.arm, **row} for row in trainer.state.log_history if "loss" in row]
-    write_jsonl(job.out / FINISHED, logged)
-    drop_checkpoints(job.out)
+    if trainer.is_world_process_zero():
+        tokenizer.save_pretrained(job.out)
+        logged = [{"arm": job.arm, **row} for row in trainer.state.log_history if "loss" in row]
+        write_jsonl(job.out / FINISHED, logged)
+        drop_checkpoints(job.out)
     return job.out
+
+
+def sft_trainer(job: SftJob, model: PreTrainedModel, tokenizer: Any, data: pd.DataFrame) -> SFTTrainer:
+    """The trainer of a job.
+
+    Args:
+        job: settings.
+        model: to tune; it is changed.
+        tokenizer: of the model.
+        data: columns prompt, up to where the assistant begins, and completion.
+
+    Raises:
+        ConfigError: a batch that the devices cannot share evenly.
+    """
+    arguments = sft_config(job)
+    trainer = _Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=Dataset.from_pandas(data, preserve_index=False),
+        processing_class=tokenizer,
+        peft_config=lora_config(job.lora_rank),
+    )
+    if arguments.use_cpu:
+        score_labelled_positions(model)
+    return trainer
+
+
+class _Trainer(SFTTrainer):
+    """TRL's, with batches that do not depend on how they are shared, and no step on a loss that is none."""
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> LengthGroupedSampler:
+        data = self.train_dataset if train_dataset is None else train_dataset
+        whole = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return LengthGroupedSampler(whole, lengths=[len(ids) for ids in data["input_ids"]])
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        if not torch.isfinite(loss):
+            raise EngineError(
+                f"the loss of step {self.state.global_step + 1} is {loss.item()}, so no step is made on it. "
+                f"Lower the learning rate (now {self.args.learning_rate:g}), or look for broken weights in "
+                "the base; a checkpoint in the folder is from before it"
+            )
+        return loss
+
+
+def claim_folder(job: SftJob) -> None:
+    """Make the job's folder, or check that the checkpoints in it are those of the same job.
+
+    Raises:
+        ArtifactError: they are of another one; what differs is named.
+    """
+    mine = {name: value for name, value in asdict(job).items() if name not in _ELSEWHERE}
+    path = job.out / JOB
+    if path.is_file() and get_last_checkpoint(str(job.out)):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        differs = [
+            f"{name} {found.get(name)!r} (now {mine[name]!r})"
+            for name in mine
+            if found.get(name) != mine[name]
+        ]
+        if differs:
+            raise ArtifactError(
+                f"{job.out} holds checkpoints of another training: {', '.join(differs)}. Train in another "
+                "folder, or delete this one"
+            )
+    atomic_write_json(path, mine)
 
 
 @contextmanager
@@ -131,19 +227,24 @@ def drop_checkpoints(folder: Path) -> None:
 
 
 def sft_config(job: SftJob) -> SFTConfig:
-    """TRL's settings for a job; every TRL default that would spoil a CPU run is set here."""
+    """TRL's settings for a job; every TRL default that would spoil a CPU run is set here.
+
+    Raises:
+        ConfigError: the batch cannot be shared evenly by the processes and ``pairs_at_once``.
+    """
+    held, parts = share_batch(job.batch_pairs, processes(), job.pairs_at_once)
     return SFTConfig(
         output_dir=str(job.out),
         num_train_epochs=job.epochs,
         learning_rate=job.learning_rate,
-        per_device_train_batch_size=job.batch_pairs,
+        per_device_train_batch_size=held,
+        gradient_accumulation_steps=parts,
         lr_scheduler_type="cosine",
         warmup_steps=job.warmup_share,
         max_length=job.max_sequence_tokens,
         completion_only_loss=True,
         seed=job.seed,
         data_seed=job.seed,
-        train_sampling_strategy="group_by_length",
         adam_beta2=0.98,
         weight_decay=0.0,
         save_strategy="steps",
@@ -154,6 +255,35 @@ def sft_config(job: SftJob) -> SFTConfig:
         disable_tqdm=True,
         **hardware(job.device),
     )
+
+
+def processes() -> int:
+    """How many train together; more than one where ``accelerate launch`` has started them."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def share_batch(pairs: int, processes: int, at_once: int) -> tuple[int, int]:
+    """(pairs a device holds at once, parts whose gradients are added up) that make a batch of ``pairs``.
+
+    Args:
+        pairs: in a batch, over all processes.
+        processes: that train together.
+        at_once: most pairs a device may hold, 0 for no bound.
+
+    Raises:
+        ConfigError: the processes cannot share the batch evenly.
+
+    >>> share_batch(128, 8, 4), share_batch(16, 1, 0), share_batch(12, 2, 5)
+    ((4, 4), (16, 1), (3, 2))
+    """
+    each, left = divmod(pairs, processes)
+    if left or not each:
+        raise ConfigError(
+            f"sft.batch_pairs={pairs} cannot be shared evenly by {processes} processes; use "
+            f"{max(each, 1) * processes} or {(each + 1) * processes}"
+        )
+    held = next(size for size in range(min(at_once or each, each), 0, -1) if each % size == 0)
+    return held, each // held
 
 
 def hardware(device: str) -> dict[str, Any]:
@@ -171,12 +301,23 @@ def lora_config(rank: int) -> LoraConfig | None:
 
 
 def save_model(trainer: Any, folder: Path) -> None:
-    """Save the final weights as safetensors; an adapter is merged into its base first."""
+    """Save the final weights as safetensors; an adapter is merged into its base first.
+
+    All processes take part, for sharded weights are gathered; the first one writes.
+    """
     model = trainer.accelerator.unwrap_model(trainer.model)
-    if hasattr(model, "merge_and_unload"):
-        model = model.merge_and_unload()
+    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    weights = trainer.accelerator.get_state_dict(trainer.model) if sharded else None
+    if not trainer.is_world_process_zero():
+        return
     with no_weight_bars():
-        model.save_pretrained(folder)
+        if weights is not None and isinstance(model, PeftModel):
+            base = load_model(model.peft_config["default"].base_model_name_or_path, device="cpu")
+            model.save_pretrained(folder / "adapter", state_dict=weights)
+            model, weights = PeftModel.from_pretrained(base, folder / "adapter"), None
+        if isinstance(model, PeftModel):
+            model = model.merge_and_unload()
+        model.save_pretrained(folder, state_dict=weights)
 
 
 def check_lengths(tokenizer: Any, data: pd.DataFrame, pair_ids: list[str], limit: int) -> int:
@@ -197,6 +338,34 @@ def check_lengths(tokenizer: Any, data: pd.DataFrame, pair_ids: list[str], limit
             f"Use --set sft.max_sequence_tokens={max(lengths)} or a smaller features.budget"
         )
     return max(lengths)
+
+
+def check_labels(arm: str, completions: list[str]) -> None:
+    """Refuse rows that all carry one label: what is tuned on them says nothing else.
+
+    Raises:
+        DataError: names the label.
+    """
+    labels = {reader_of(arm)(completion).label for completion in completions}
+    if len(completions) > 1 and len(labels) == 1:
+        raise DataError(
+            f"all {len(completions)} rows carry the label {labels.pop() or '(none can be read)'!r}: a model "
+            "tuned on them says nothing else. Take rows of two labels or more"
+        )
+
+
+def check_fits(model: PreTrainedModel, longest: int) -> None:
+    """Refuse rows that are longer than the model's context.
+
+    Raises:
+        DataError: names both lengths.
+    """
+    context = model.config.get_text_config().max_position_embeddings
+    if longest > context:
+        raise DataError(
+            f"the longest row has {longest} tokens and the model's context {context}; use a smaller "
+            "features.budget, or a model with a longer context"
+        )
 
 
 def training_history(folder: Path) -> list[dict[str, Any]]:

@@ -76,6 +76,9 @@ class WorldSpec(BaseModel):
     """Dimensions that an item may leave unstated."""
     only: dict[str, list[str]] = {}
     """Dimension -> groups of categories; others are not asked for it, and lack it unless pictures show it."""
+    fits: dict[str, dict[str, list[str]]] = {}
+    """Dimension -> group of categories -> its values there, the usual one first (a cover is a phone-part or a
+    tablet-part); other groups are not asked for the dimension, and lack it."""
     cpv: list[str]
     """Dimensions in the order of an item's CPV (beside the color, which stands last)."""
     shops: list[str] = Field(min_length=1)
@@ -91,7 +94,7 @@ class WorldSpec(BaseModel):
         """References to what the vertical does not have."""
         known = vertical.dimensions
         named: dict[str, Iterable[str]] = {"asks": self.asks, "weights": self.weights, "only": self.only}
-        named |= {"negations": self.negations, "back": self.back}
+        named |= {"negations": self.negations, "back": self.back, "fits": self.fits}
         for field, table in named.items():
             for name in table:
                 if name not in known:
@@ -115,8 +118,26 @@ class WorldSpec(BaseModel):
                 if "{}" not in template:
                     said = f"template {template!r} has no {{}} for the words of the demand"
                     yield Problem((field, name), said)
+        yield from self._fit_problems(vertical)
         if isinstance(category := known.get("category"), Taxonomy):
             yield from self._group_problems(category.groups)
+
+    def _fit_problems(self, vertical: Vertical) -> Iterator[Problem]:
+        for name, by_group in self.fits.items():
+            if name in ("category", *vertical.pictured):
+                yield Problem(("fits", name), f"{name!r} belongs to every item; drop it here")
+            if name in self.only:
+                yield Problem(("fits", name), f"{name!r} stands under 'only' as well; keep it here")
+            known = vertical.dimensions[name].found() if name in vertical.dimensions else []
+            for group, values in by_group.items():
+                if not values:
+                    yield Problem(
+                        ("fits", name, group), f"no values for group {group!r}; name one or drop it"
+                    )
+                for at, value in enumerate(values):
+                    if known and value not in known:
+                        said = f"unknown {name} {value!r}; {nearest(value, known)}"
+                        yield Problem(("fits", name, group, at), said)
 
     def _group_problems(self, groups: Iterable[str]) -> Iterator[Problem]:
         for field, tables in (("variants", self.variants), ("silhouettes", self.silhouettes)):
@@ -127,6 +148,11 @@ class WorldSpec(BaseModel):
             for at, group in enumerate(only):
                 if group not in groups:
                     yield Problem(("only", name, at), f"unknown group {group!r}; {nearest(group, groups)}")
+        for name, by_group in self.fits.items():
+            for group in by_group:
+                if group not in groups:
+                    said = f"unknown group {group!r}; {nearest(group, groups)}"
+                    yield Problem(("fits", name, group), said)
         for group in groups:
             if len(self.silhouettes.get(group, ())) < 3:
                 yield Problem(("silhouettes",), f"group {group!r} needs a silhouette of 3 corners or more")
@@ -288,6 +314,11 @@ def verticals_folder() -> Path:
     return project_root() / "data" / "verticals"
 
 
+def vertical_names() -> list[str]:
+    """Names of the verticals in :func:`verticals_folder`."""
+    return sorted(path.parent.name for path in verticals_folder().glob("*/vertical.yaml"))
+
+
 def load_vertical(name: str) -> Vertical:
     """Read and check ``data/verticals/<name>/vertical.yaml``.
 
@@ -297,8 +328,7 @@ def load_vertical(name: str) -> Vertical:
     """
     path = verticals_folder() / name / "vertical.yaml"
     if not path.is_file():
-        known = sorted(p.parent.name for p in verticals_folder().glob("*/vertical.yaml"))
-        raise DataError(f"no vertical {name!r} under {verticals_folder()}; {nearest(name, known)}")
+        raise DataError(f"no vertical {name!r} under {verticals_folder()}; {nearest(name, vertical_names())}")
     vertical = read_vertical(path)
     if vertical.name != name:
         raise DataError(f"{path}: name: is {vertical.name!r}; it must be that of its folder: {name!r}")

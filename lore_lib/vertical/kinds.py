@@ -221,6 +221,10 @@ class Family(_Kind):
     def found(self) -> list[str]:
         return [value for values in self.families.values() for value in values]
 
+    def attributes(self, dimension: str, text: str) -> dict[str, str]:
+        known = text in self.family_of  # "Kestrel 3" is a model, not 3 % of a Kestrel
+        return {dimension: text} if known else super().attributes(dimension, text)
+
     def negatable(self) -> list[str]:
         return list(self.families)
 

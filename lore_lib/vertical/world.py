@@ -97,7 +97,8 @@ class World:
         self.spec: WorldSpec = self.vertical.world
         self._asks = np.array(list(self.spec.asks)), np.array(list(self.spec.asks.values()))
         self._groups = frozenset(self.vertical.taxonomy.groups)
-        self._only = {name: frozenset(groups) for name, groups in self.spec.only.items()}
+        restricted: dict[str, Iterable[str]] = {**self.spec.only, **self.spec.fits}
+        self._only = {name: frozenset(groups) for name, groups in restricted.items()}
         self._points = [
             (dimension, frozenset(value.split(JOIN)), f"{surface} ({value})")
             for surface, entry in self.vertical.lexicon.items()
@@ -122,8 +123,9 @@ class World:
                 groups = fitting
                 chosen.append(name)
         demands = [*self.draw_demands("category", rng, slang, groups)]
+        group = frozenset({self.vertical.group_of[demands[0].value]})
         for name in chosen:
-            demands += self.draw_demands(name, rng, slang)
+            demands += self.draw_demands(name, rng, slang, group if name in self.spec.fits else None)
         question = bool(rng.random() < self.spec.question_share)
         return Query(self._text(demands, question, rng), self._intent(demands, question), tuple(demands))
 
@@ -141,7 +143,8 @@ class World:
             dimension: one that the vertical has.
             rng: source of randomness.
             slang: whether surfaces from the lexicon may appear.
-            groups: for the category, the groups to draw from; None for all.
+            groups: draw only what these groups of categories may have (categories, values of ``world.fits``);
+                None for all.
         """
         spec = self.spec
         if dimension in spec.negations and rng.random() < spec.negated_share:
@@ -157,11 +160,17 @@ class World:
     def _menu(self, dimension: str, groups: frozenset[str] | None) -> _Menu:
         if (dimension, groups) not in self._menus:
             kind, emphasis = self.vertical.dimensions[dimension], self.spec.weights.get(dimension, {})
-            values = [v for v in kind.demands() if groups is None or self.vertical.group_of[v] in groups]
+            within = (
+                self.vertical.taxonomy.groups
+                if dimension == "category"
+                else self.spec.fits.get(dimension, {})
+            )
+            fitting = None if groups is None else {v for group in groups for v in within.get(group, ())}
+            values = [v for v in kind.demands() if fitting is None or v in fitting]
             nicknames = [
                 s
                 for s, entry in self.vertical.lexicon.items()
-                if dimension in entry.means and (groups is None or entry.means[dimension] in values)
+                if dimension in entry.means and (fitting is None or entry.means[dimension] in values)
             ]
             bounds = _bounds([emphasis.get(v, 1.0) for v in values])
             self._menus[dimension, groups] = _Menu(values, bounds, nicknames)
@@ -194,6 +203,11 @@ class World:
         levels = dict.fromkeys(demands, 4)
         if level == 1:
             levels = {name: int(rng.choice([2, 3, 4])) for name in demands} | {"category": 1}
+            fatal = [name for name, asked in demands.items() if name != "category" and self.options(asked, 1)]
+            if (
+                fatal and rng.random() < 0.5
+            ):  # the right category, and yet unrelated: a part that fits nothing
+                levels |= {"category": 4, _pick(fatal, rng): 1}
         elif level < 4:
             able = [name for name, asked in demands.items() if self.options(asked, level)]
             near = [n for n, asked in demands.items() if rng.random() < 0.15 and self.options(asked, 3)]
@@ -203,15 +217,25 @@ class World:
         truth = self._background(rng)
         for name, asked in demands.items():
             options = self.options(asked, levels[name]) or self.options(asked, 4)
+            if name in self.spec.fits:
+                options = self._fitting(name, truth["category"], options) or options
             truth.pop(name, None)
             truth.pop(share_key(name), None)
             truth |= _pick(options, rng)
         group = self.vertical.group_of[truth["category"]]
+        for name in self.spec.fits:
+            if name not in demands or not self._fitting(name, truth["category"], [truth]):
+                truth[name] = next(iter(self.spec.fits[name].get(group, ())), NOT_STATED)
         lacking = [
-            n for n, only in self.spec.only.items() if group not in only and n not in self.vertical.pictured
+            n for n, only in self._only.items() if group not in only and n not in self.vertical.pictured
         ]
         truth = {k: v for k, v in truth.items() if v != NOT_STATED and k not in lacking}
         return self._describe(truth, rng)
+
+    def _fitting(self, dimension: str, category: str, options: list[dict[str, str]]) -> list[dict[str, str]]:
+        """The options of a dimension that items of the category may have, by ``world.fits``."""
+        values = self.spec.fits[dimension].get(self.vertical.group_of[category], ())
+        return [option for option in options if option[dimension] in (*values, NOT_STATED)]
 
     def options(self, demands: tuple[Demand, ...], level: int) -> list[dict[str, str]]:
         """Attribute values of one dimension whose lowest verdict over its demands is exactly ``level``."""
@@ -263,6 +287,7 @@ class World:
         points = "; ".join(self._points[at][2] for at in true if rng.random() < 0.7)
         official = "brand" in truth and rng.random() < 0.3
         shop = f"{truth['brand']} official" if official else _pick(spec.shops, rng)
+        shop = truth.get("store", shop)
         group = self.vertical.group_of[truth["category"]]
         return Item(truth, title, cpv, spec.variants.get(group, spec.variants.get("", "")), shop, points)
 

@@ -17,6 +17,7 @@ class StageSection:
 
     manifest: Manifest
     shows: str  # one line
+    headlines: Sequence[str]  # estimators shown first
     figures: Sequence[Path]  # PNG files; a Description inside one is its caption
     mocks: Sequence[str]  # sentences about engines that stand in for a large model
 
@@ -28,6 +29,52 @@ class Figure:
     title: str
     caption: str
     data: str  # base64 of the PNG
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What one stage found, in short: a row for each system, a column for each headline estimator."""
+
+    stage: str
+    n: str  # units behind the numbers: "400", or "19 to 400" where they differ
+    estimators: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[Metric | None, ...]], ...]  # system -> its metric by estimator
+
+
+def summarise_stage(manifest: Manifest, headlines: Sequence[str]) -> Summary | None:
+    """The headline metrics of a stage, systems in the order of recording; None when it recorded none of them.
+
+    A metric's name is "<estimator> | <system>".
+    """
+    found: dict[str, dict[str, Metric]] = {}
+    for metric in manifest.metrics:
+        estimator, _, system = metric.name.partition(" | ")
+        if estimator in headlines:
+            found.setdefault(system, {})[estimator] = metric
+    if not found:
+        return None
+    estimators = tuple(name for name in headlines if any(name in of for of in found.values()))
+    rows = tuple((system, tuple(of.get(name) for name in estimators)) for system, of in found.items())
+    units = [metric.n for of in found.values() for metric in of.values()]
+    n = f"{min(units):,}" if min(units) == max(units) else f"{min(units):,} to {max(units):,}"
+    return Summary(manifest.stage, n, estimators, rows)
+
+
+def format_cell(metric: Metric | None) -> str:
+    """A value and its interval as a summary shows them, three digits each: "0.769 [0.734, 0.803]".
+
+    >>> format_cell(Metric(name="pass@1", value=0.76875, low=0.7344, high=0.8028, n=400))
+    '0.769 [0.734, 0.803]'
+    """
+    if metric is None:
+        return ""
+    if metric.low is None or metric.high is None:
+        return _short(metric.value)
+    return f"{_short(metric.value)} [{_short(metric.low)}, {_short(metric.high)}]"
+
+
+def _short(value: float) -> str:
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:,.0f}"
 
 
 def format_value(value: float) -> str:
@@ -74,10 +121,17 @@ def render_report(sections: Sequence[StageSection], missing: Sequence[str] = ())
         undefined=StrictUndefined,
         trim_blocks=True,
     )
-    environment.filters |= {"value": format_value, "interval": format_interval, "duration": format_seconds}
+    environment.filters |= {
+        "value": format_value,
+        "interval": format_interval,
+        "duration": format_seconds,
+        "cell": format_cell,
+    }
+    summaries = [summarise_stage(section.manifest, section.headlines) for section in sections]
     return environment.get_template("report.html.j2").render(
         first=sections[0].manifest,
         sections=sections,
+        summaries=[summary for summary in summaries if summary],
         figures={section.manifest.stage: [_figure(path) for path in section.figures] for section in sections},
         mocks=sorted({notice for section in sections for notice in section.mocks}),
         missing=missing,

@@ -9,11 +9,11 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
-from ipywidgets import HTML, BoundedIntText, Button, Dropdown, HBox, Label, VBox
+from ipywidgets import HTML, BoundedIntText, Button, Checkbox, Dropdown, HBox, Label, VBox
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
@@ -24,19 +24,23 @@ from lore_lib.vertical.schema import DIMENSIONS, Verdict, load_demands
 FILTERS = ("split", "kind", "label", "intent")
 """What a reader may choose pairs by."""
 
+SLICED = ("subset", "intent", "dimension", "industry")
+"""What a reader may choose judged pairs by."""
+
 ALL = "all"
 SIDE = 96
 """Longer side of a shown picture in pixels."""
 
-_TEMPLATES = Environment(
+_PAGES = Environment(
     loader=PackageLoader("lore_lib.viz", "."),
     autoescape=True,
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_PAIR = _TEMPLATES.get_template("pair_card.html.j2")
-_TRACES = _TEMPLATES.get_template("trace_card.html.j2")
+_TEMPLATE = _PAGES.get_template("pair_card.html.j2")
+_VERDICTS = _PAGES.get_template("verdicts.html.j2")
+_TRACES = _PAGES.get_template("trace_card.html.j2")
 
 
 class _AsWritten(Neutral):
@@ -63,7 +67,7 @@ def pair_card(tables: Mapping[str, pd.DataFrame], pair_id: str) -> str:
     query = _row(tables, "queries", "query_id", pair["query_id"])
     item = _row(tables, "items", "item_id", pair["item_id"])
     path = [Verdict(**step) for step in json.loads(_text(pair, "path") or "[]")]
-    return _PAIR.render(
+    return _TEMPLATE.render(
         pair=pair,
         query=query,
         demands=load_demands(_text(query, "demands") or "[]"),
@@ -85,18 +89,98 @@ def pair_browser(tables: Mapping[str, pd.DataFrame]) -> VBox:
     """
     intents = tables["queries"].set_index("query_id")["intent"]
     rows = tables["pairs"].assign(intent=lambda pairs: pairs["query_id"].map(intents))
-    filters = {name: Dropdown(description=name, options=[ALL, *sorted(set(rows[name]))]) for name in FILTERS}
+    return _browser(rows, FILTERS, lambda pair_id: pair_card(tables, pair_id))
+
+
+def verdict_card(
+    tables: Mapping[str, pd.DataFrame], answers: pd.DataFrame, pair_id: str, systems: Sequence[str]
+) -> str:
+    """A pair with what systems said of it side by side: label, whether it is right, reasoning; all escaped.
+
+    Args:
+        tables: ``pairs``, ``queries`` and ``items``.
+        answers: system, pair_id, label, parse_kind, completion.
+        pair_id: which pair.
+        systems: which columns, in order.
+
+    Raises:
+        DataError: no such pair, or a system without an answer to it.
+    """
+    rows = answers[answers["pair_id"] == pair_id].to_dict("records")
+    said = {row["system"]: row for row in rows}
+    if missing := [name for name in systems if name not in said]:
+        raise DataError(f"{missing[0]!r} has no answer to {pair_id}; {nearest(missing[0], said)}")
+    gold = _row(tables, "pairs", "pair_id", pair_id)["label"]
+    verdicts = [
+        {
+            "system": name,
+            "label": said[name]["label"] or f"unparsable ({said[name]['parse_kind']})",
+            "right": said[name]["label"] == gold,
+            "reasoning": said[name]["completion"] or "gives no reasons",
+        }
+        for name in systems
+    ]
+    return pair_card(tables, pair_id) + _VERDICTS.render(verdicts=verdicts)
+
+
+def verdict_browser(
+    tables: Mapping[str, pd.DataFrame], rows: pd.DataFrame, answers: pd.DataFrame, first: Sequence[str]
+) -> VBox:
+    """A live browser of judged pairs: filters by ``SLICED``, two systems side by side, only where they
+    differ.
+
+    Args:
+        tables: ``pairs``, ``queries`` and ``items``.
+        rows: pair_id and the columns ``SLICED``.
+        answers: system, pair_id, label, parse_kind, completion.
+        first: the two systems shown at first.
+    """
+    names = list(dict.fromkeys(answers["system"]))
+    boxes = [
+        Dropdown(description=side, options=names, value=name)
+        for side, name in zip(("left", "right"), first, strict=True)
+    ]
+    differ = Checkbox(description="only where they differ", value=True)
+    labels = answers.pivot(index="pair_id", columns="system", values="label").reindex(rows["pair_id"])
+
+    def kept() -> pd.Series:
+        left, right = (labels[box.value].to_numpy() for box in boxes)
+        return pd.Series((left != right) | (not differ.value), index=rows.index)
+
+    def card(pair_id: str) -> str:
+        return verdict_card(tables, answers, pair_id, list(dict.fromkeys(box.value for box in boxes)))
+
+    return _browser(rows, SLICED, card, [*boxes, differ], kept)
+
+
+def _browser(
+    rows: pd.DataFrame,
+    names: Sequence[str],
+    card_of: Callable[[str], str],
+    further: Sequence[Any] = (),
+    kept: Callable[[], pd.Series] | None = None,
+) -> VBox:
+    """Filters over columns, a place to step through, and the card of the pair there.
+
+    Args:
+        rows: pair_id and the columns to filter by.
+        names: of these columns.
+        card_of: the card of a pair.
+        further: boxes of the caller; a change in one filters anew.
+        kept: which rows these boxes leave; None for all.
+    """
+    filters = {name: Dropdown(description=name, options=[ALL, *sorted(set(rows[name]))]) for name in names}
     back, on = Button(description="previous"), Button(description="next")
     place, count, card = BoundedIntText(value=1, min=1, description="pair"), Label(), HTML()
     found = rows["pair_id"]
 
     def show(_: Any = None) -> None:
         count.value = f"of {len(found)}"
-        card.value = pair_card(tables, found.iloc[place.value - 1]) if len(found) else "no such pair"
+        card.value = card_of(found.iloc[place.value - 1]) if len(found) else "no such pair"
 
     def choose(_: Any = None) -> None:
         nonlocal found
-        wanted = pd.Series(True, index=rows.index)
+        wanted = pd.Series(True, index=rows.index) if kept is None else kept()
         for name, box in filters.items():
             wanted &= (rows[name] == box.value) | (box.value == ALL)
         found = rows.loc[wanted, "pair_id"]
@@ -107,13 +191,14 @@ def pair_browser(tables: Mapping[str, pd.DataFrame]) -> VBox:
     def step(by: int) -> None:
         place.value += by  # the box keeps it within its bounds
 
-    for box in filters.values():
+    for box in (*filters.values(), *further):
         box.observe(choose, "value")
     place.observe(show, "value")
     back.on_click(lambda _: step(-1))
     on.on_click(lambda _: step(1))
     choose()
-    return VBox([HBox(list(filters.values())), HBox([back, place, count, on]), card])
+    chooser = [HBox(list(filters.values())), *([HBox(list(further))] if further else [])]
+    return VBox([*chooser, HBox([back, place, count, on]), card])
 
 
 def trace_card(traces: pd.DataFrame, pair_id: str) -> str:

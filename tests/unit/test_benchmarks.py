@@ -25,14 +25,15 @@ def test_make_bench_runs_every_benchmark(root: Path) -> None:
 def test_all_ways_of_judging_give_the_same_labels(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(root / "benchmarks"))
     bench: Any = importlib.import_module("bench_rules")
-    drawn = {name: bench.draw_pairs(name, 30) for name in bench.VERTICALS}
     for name in bench.VERTICALS:
-        cold, warm, plain = (
-            list(bench.prepare(drawn, way, 20)()) for way in bench.WAYS if way.startswith(name)
-        )
+        cold, warm, plain = (bench.prepare(way, 40)() for way in bench.WAYS if way.startswith(name))
         assert cold == warm == plain
-        assert len(cold) == 20
-        assert len(set(cold)) > 2
+        assert cold.total() == 40
+        assert len(cold) == 4
+    monkeypatch.setattr(bench, "DRAWN", 8)
+    few = bench.draw_pairs("apparel_home", 20)
+    assert few[:8] == few[8:16]
+    assert few[:4] == few[16:]
 
 
 def test_both_ways_of_generating_write_the_same_rows(
@@ -58,3 +59,26 @@ def test_all_ways_of_tokenising_count_the_same_tokens(root: Path, monkeypatch: p
     first, *others = (bench.count(way, prompts, tokenizer) for way in bench.WAYS)
     assert len(set(first)) > 1
     assert all(counted == first for counted in others)
+
+
+def test_both_ways_of_captioning_name_the_same_colours(
+    root: Path, vertical: Vertical, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    bench: Any = importlib.import_module("bench_captions")
+    by_hand, by_library = (bench.prepare(way, 40)() for way in bench.WAYS)
+    assert by_hand == by_library
+    assert by_hand.total() == 40
+    assert len(by_hand) > 8
+
+
+def test_both_ways_of_updating_have_the_same_loss(
+    root: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    bench: Any = importlib.import_module("bench_grpo")
+    rollout = bench.rollout_of(12)
+    rollout = {name: rows % 300 if name.endswith("_ids") else rows for name, rows in rollout.items()}
+    plain, lean = (bench.update(bench.trainer_of(way, str(tiny_model)), rollout) for way in bench.WAYS)
+    assert abs(plain) > 1e-3
+    assert lean == pytest.approx(plain, rel=1e-4)

@@ -14,13 +14,13 @@ from lore_lib.features.packing import token_counter
 from lore_lib.features.prompts import BUDGETS, item_sections, render_prompt
 from lore_lib.features.template import load_template
 from lore_lib.sampling.engine import load_tokenizer
-from lore_lib.vertical.definition import load_vertical
+from lore_lib.vertical.definition import load_vertical, vertical_names
 from lore_lib.vertical.world import generate_tables
 
 Tables = dict[str, pd.DataFrame]
 
 
-@pytest.fixture(scope="module", params=["apparel_home", "beauty_care"])
+@pytest.fixture(scope="module", params=vertical_names())
 def bundled(request: pytest.FixtureRequest) -> tuple[Tables, "pd.Series[Any]"]:
     """A small world of each bundled vertical; the captions are the true colours."""
     tables = generate_tables(load_vertical(request.param), {"train": 100}, 4, 0, 17)

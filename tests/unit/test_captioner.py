@@ -15,7 +15,7 @@ from PIL import Image
 from lore_lib.errors import DataError
 from lore_lib.features.build import caption_items
 from lore_lib.features.captioner import LONGEST, PixelCaptioner
-from lore_lib.vertical.definition import Vertical, load_vertical
+from lore_lib.vertical.definition import Vertical, load_vertical, vertical_names
 from lore_lib.vertical.kinds import PATTERNS
 from lore_lib.vertical.picture import STRUCTURES, render_picture
 from lore_lib.vertical.world import seen_on_picture
@@ -44,7 +44,7 @@ def swatch(side: int = 24) -> Image.Image:
     return image
 
 
-@pytest.mark.parametrize("name", ["apparel_home", "beauty_care"])
+@pytest.mark.parametrize("name", vertical_names())
 def test_every_shade_pattern_and_group_is_read_back(name: str) -> None:
     vertical = load_vertical(name)
     assert vertical.world

@@ -7,7 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lore_lib.errors import DataError
-from lore_lib.sampling.strata import STRATA, curriculum_order, hard_sample_pool, stratify
+from lore_lib.sampling.strata import (
+    STRATA,
+    curriculum_order,
+    curriculum_window,
+    hard_sample_pool,
+    stratify,
+)
 
 
 def pairs_of(correct: list[int], n: int = 8) -> pd.DataFrame:
@@ -85,13 +91,16 @@ def test_curriculum_is_a_permutation_from_easy_to_hard(correct: list[int], seed:
     assert (np.diff(learnable) <= 0).all()
 
 
-def test_a_shuffled_curriculum_has_the_same_pairs_in_no_order() -> None:
-    pool = hard_sample_pool(pairs_of([2, 4, 7] * 40), 0.0, 120, np.random.default_rng(0))
-    ordered = curriculum_order(pool, np.random.default_rng(1), "shuffled")
-    assert sorted(ordered["pair_id"]) == sorted(pool["pair_id"])
-    assert ordered.index.tolist() == list(range(len(pool)))
-    by_third = [part.mean() for part in np.array_split(ordered["correct"].to_numpy(), 3)]
-    assert np.ptp(by_third) < 1.5  # in order it is 5
+@given(st.integers(1, 300), st.floats(0, 1), st.floats(0.01, 1), st.integers(1, 40))
+def test_a_window_lies_in_the_pool_and_ends_where_the_pool_ends(
+    size: int, progress: float, share: float, least: int
+) -> None:
+    window = curriculum_window(size, progress, share, least=least)
+    assert 0 <= window.start < window.stop <= size
+    assert len(window) == min(size, max(least, round(share * size)))
+    assert curriculum_window(size, 0, share).start == 0
+    assert curriculum_window(size, 1, share).stop == size
+    assert curriculum_window(size, progress, share, "shuffled") == range(size)
 
 
 def test_curriculum_strews_retained_pairs_and_shuffles_within_a_stratum() -> None:

@@ -18,12 +18,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lore_lib.cot import endpoint
-from lore_lib.cot.chat import CALL_FAILURES, REPLY_FAILURES, Draw, Reply, Request
-from lore_lib.cot.endpoint import KEY, LONGEST_WAIT, Limits, OpenAIChat, Pace
+from lore_lib import endpoint
+from lore_lib.cot.chat import REPLY_FAILURES, Draw, Reply, Request
+from lore_lib.cot.endpoint import OpenAIChat
 from lore_lib.cot.replies import ReplyCache
 from lore_lib.cot.staged import StagedTeacher
 from lore_lib.cot.synthesis import Synthesis, in_shards, pair_rows, synthesise_to
+from lore_lib.endpoint import CALL_FAILURES, KEY, LONGEST_WAIT, Limits, Pace
 from lore_lib.errors import ArtifactError, EngineError
 from lore_lib.vertical.definition import Vertical
 

@@ -1,11 +1,14 @@
 """Sampling: batches with a shared prefix give what one prompt alone would give, reproducibly and in order."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
+from transformers import GenerationConfig
 from transformers.utils import logging
 
 from lore_lib.artifacts import read_parquet, write_parquet
@@ -19,6 +22,7 @@ from lore_lib.sampling.engine import (
     chat_text,
     load_model,
     load_tokenizer,
+    read_tokens,
     run_sample_job,
     sample_job,
     sample_pairs,
@@ -149,11 +153,11 @@ def test_samples_follow_the_models_own_distribution(engine: HfEngine) -> None:
 def test_a_completion_stops_at_the_end_token_or_at_the_length(engine: HfEngine) -> None:
     end, pad = engine.tokenizer.eos_token_id, engine.tokenizer.pad_token_id
     word = engine.tokenizer("navy")["input_ids"]
-    read = engine._read(engine._to_end([*word, end, pad, pad]))
+    read = read_tokens(engine.tokenizer, engine._to_end([*word, end, pad, pad]))
     assert (read.text, read.tokens, read.finish_reason) == ("navy", len(word) + 1, "stop")
-    read = engine._read(word)
+    read = read_tokens(engine.tokenizer, word)
     assert (read.text, read.tokens, read.finish_reason) == ("navy", len(word), "length")
-    read = engine._read(engine._to_end([end, pad]))
+    read = read_tokens(engine.tokenizer, engine._to_end([end, pad]))
     assert (read.text, read.tokens, read.finish_reason) == ("", 1, "stop")
     many = engine.generate(PROMPTS, replace(DRAWN, n=16, max_completion_tokens=100, batch_completions=80))
     reasons = {g.finish_reason for row in many for g in row}
@@ -169,6 +173,71 @@ def test_pairs_become_rows_with_the_contracts_columns(engine: HfEngine) -> None:
     assert rows.pair_id.tolist() == ["a"] * 4 + ["b"] * 4
     assert rows["sample"].tolist() == [0, 1, 2, 3] * 2
     assert ((rows.label == "") == (rows.parse_kind != "ok")).all()
+
+
+def test_what_a_model_ships_as_its_defaults_does_not_reach_the_samples(engine: HfEngine) -> None:
+    """Qwen2.5 ships top_k=20, top_p=0.8 and repetition_penalty=1.05, others more."""
+    plain = [engine.generate(PROMPTS, how) for how in (GREEDY, DRAWN)]
+    before, engine.model.generation_config = engine.model.generation_config, GenerationConfig(
+        do_sample=True, top_k=2, top_p=0.5, min_p=0.5, temperature=0.1, repetition_penalty=9.0,
+        no_repeat_ngram_size=2, eos_token_id=[5, 6, 7],
+    )  # fmt: skip
+    try:
+        assert [engine.generate(PROMPTS, how) for how in (GREEDY, DRAWN)] == plain
+    finally:
+        engine.model.generation_config = before
+
+
+def test_a_prompt_that_leaves_no_room_in_the_context_is_named(engine: HfEngine) -> None:
+    prompts = ["query: x", "query: " + "navy dress " * 300, "query: y"]
+    with pytest.raises(EngineError, match=r"1 of 3 prompts .* context of 512; the longest is prompt 1 with"):
+        engine.generate(prompts, GREEDY)
+
+
+def test_too_little_memory_names_the_two_settings_in_order(
+    engine: HfEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(engine, "_batch", full)
+    with pytest.raises(EngineError, match=r"8 completions .*batch_completions, then .*max_completion_tokens"):
+        engine.generate(PROMPTS, GREEDY)
+
+
+def test_a_tokenizer_of_another_model_is_refused(engine: HfEngine) -> None:
+    tokenizer = copy.deepcopy(engine.tokenizer)
+    tokenizer.add_tokens([f"word{i}" for i in range(200)])
+    with pytest.raises(EngineError, match="they are of different models"):
+        HfEngine(engine.model, tokenizer)
+
+
+def test_a_long_job_that_is_killed_keeps_its_parts_and_draws_the_same(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = pd.DataFrame({"pair_id": list("abcde"), "query_id": "q", "prompt": PROMPTS[0]})
+    prompts = write_parquet(pairs, tmp_path / "prompts.parquet")
+    job = SampleJob("base", str(tiny_model), prompts, tmp_path / "whole.parquet", DRAWN)
+    monkeypatch.setattr("lore_lib.sampling.engine.PART_PAIRS", 2)
+    whole = read_parquet(run_sample_job(job))
+    assert whole.pair_id.tolist() == [name for name in "abcde" for _ in range(4)]
+    assert len(set(whole.completion[:8])) > 4, "parts draw from streams of their own"
+    killed, seen = replace(job, out=tmp_path / "killed.parquet"), []
+
+    def until_the_third(engine: HfEngine, rows: pd.DataFrame, *rest: Any) -> pd.DataFrame:
+        seen.append(rows.pair_id.tolist())
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return sample_pairs(engine, rows, *rest)
+
+    monkeypatch.setattr("lore_lib.sampling.engine.sample_pairs", until_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        run_sample_job(killed)
+    pd.testing.assert_frame_equal(read_parquet(run_sample_job(killed)), whole)
+    assert seen == [["a", "b"], ["c", "d"], ["e"], ["e"]]
+    assert sorted(path.name for path in tmp_path.glob("*.parquet")) == [
+        "killed.parquet", "prompts.parquet", "whole.parquet",
+    ]  # fmt: skip
 
 
 def test_a_finished_job_is_not_done_again(tiny_model: Path, tmp_path: Path) -> None:

@@ -1,15 +1,35 @@
-"""GRPO at tiny size: the sums by hand, TRL's settings, a run that may be killed, and what it leaves."""
+"""GRPO at tiny size: the sums by hand, TRL's settings, a run that may be killed, and what it leaves.
 
+Where each known trap of TRL 1.16 is guarded:
+
+| trap | guard | test |
+| --- | --- | --- |
+| both clips idle with one update per rollout | the config wants 2, or on_policy | here, test_config |
+| resume inside a rollout buffer diverges | checkpoints at rollout boundaries only | here |
+| truncation eats the label | rows are counted before training, none is cut | test_sft |
+| an adapter on the LM head raises | all linear layers but the head; merged once, at the end | here |
+| groups of equal rewards are trained on | dropped, refilled, and left out of the forward pass | here |
+| equal rewards that do not average exactly look like a signal | our own share of idle groups | here |
+| `auto_find_batch_size` raises | the batch numbers follow from the job | here |
+| bf16 and recomputation on by default, on a CPU too | `sft.hardware` | test_sft, here |
+| a ping home per trainer | HF_HUB_DISABLE_TELEMETRY | here |
+| removed argument names | the settings are built without a warning | here |
+| `apply_chat_template` returns another type | text only, `engine.chat_text` | test_engine |
+| NaN is filtered from the log | a gradient that is not finite stops the run | here |
+"""
+
+import os
 from dataclasses import replace
-from itertools import count
+from itertools import count, product
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -17,22 +37,31 @@ from safetensors.torch import load_file
 from trl import GRPOConfig, GRPOTrainer
 
 from lore_lib.artifacts import read_jsonl, write_parquet
-from lore_lib.config import load_config
-from lore_lib.errors import DataError
+from lore_lib.config import Curriculum, Policy, load_config
+from lore_lib.errors import ConfigError, DataError, EngineError
 from lore_lib.sampling.engine import load_model, load_tokenizer
 from lore_lib.training.grpo import (
     BEST,
     PROBES,
     GrpoJob,
-    _rollout,
+    LeanTrainer,
+    Variant,
+    _Rollout,
     clipped_objective,
+    compare_variants,
     group_advantages,
     grpo_config,
     grpo_job,
+    grpo_jobs,
+    health_rows,
     history_rows,
     run_rows,
+    schedule,
     train_grpo,
+    variant_rows,
+    variants,
 )
+from lore_lib.training.rewards import Grading, reward, reward_functions
 from lore_lib.training.sft import FINISHED
 
 
@@ -58,7 +87,6 @@ def job(tiny_model: Path, tmp_path: Path) -> GrpoJob:
         learning_rate=1e-2,
         epsilon=0.2,
         epsilon_high=0.28,
-        format_reward=0.1,
         temperature=1.0,
         max_completion_tokens=6,
         probe_every_rollouts=1,
@@ -71,8 +99,12 @@ class Caught(Exception):
     """Ends a training where the test has seen enough."""
 
 
-def length_reward(completions: list[str], label: list[str], **_: Any) -> list[float]:
-    """A reward that a random model varies in, so that weights move."""
+def outcome_reward(
+    completions: list[str], label: list[str], log_metric: Any, drawn: Any = ({},), **_: Any
+) -> list[float]:
+    """A reward that a random model varies in, so that weights move; it logs what was drawn, as ours does."""
+    for name, value in drawn[0].items():
+        log_metric(name, value)
     return [float(len(text) % 3) for text in completions]
 
 
@@ -83,14 +115,17 @@ def test_a_job_follows_the_config(tmp_path: Path) -> None:
     files = {name: tmp_path / name for name in ("pool", "probe", "out")}
     job = grpo_job(config, tmp_path / "base", **files, seed=2)
     assert (job.base, job.out, job.seed) == (str(tmp_path / "base"), tmp_path / "out", 2)
-    assert (job.rollouts, job.batch_completions, job.probe_n, job.device) == (3, 64, 4, "cpu")
+    assert (job.rollouts, job.batch_completions, job.device) == (3, 64, "cpu")
+    assert job.probe_n == config.grpo.probe_completions
     assert (job.temperature, job.max_completion_tokens) == (1.0, 112)
 
 
 @pytest.fixture
 def varied(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(length_reward, "__name__", "outcome_reward")  # TRL logs a reward by its name
-    monkeypatch.setattr("lore_lib.training.grpo.outcome_reward", length_reward)
+    def functions(grading: Grading) -> list[Any]:
+        return [outcome_reward, *reward_functions(grading)[1:]]
+
+    monkeypatch.setattr("lore_lib.training.grpo.reward_functions", functions)
 
 
 def test_advantages_worked_by_hand() -> None:
@@ -135,7 +170,7 @@ def test_the_installed_trl_takes_our_settings(job: GrpoJob) -> None:
     assert config.beta == 0.0, "no reference model is held"
     assert (config.epsilon, config.epsilon_high) == (0.2, 0.28)
     assert (config.loss_type, config.scale_rewards) == ("dapo", "group")
-    assert config.reward_weights == [1.0, 0.1]
+    assert config.reward_weights == [1.0, 0.1, 0.0]
     assert config.max_steps == 20 * 2
     assert config.save_steps == 5 * 2
     assert config.save_steps % config.steps_per_generation == 0, "checkpoints fall on rollout boundaries"
@@ -148,7 +183,7 @@ def test_the_installed_trl_takes_our_settings(job: GrpoJob) -> None:
     assert config.report_to == []
 
 
-def test_the_trainer_clips_with_our_bounds_and_takes_the_pool_in_order(
+def test_the_trainer_clips_with_our_bounds_and_keeps_the_order(
     job: GrpoJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caught: list[GRPOTrainer] = []
@@ -164,7 +199,7 @@ def test_the_trainer_clips_with_our_bounds_and_takes_the_pool_in_order(
     assert (trainer.epsilon_low, trainer.epsilon_high, trainer.beta) == (0.2, 0.28, 0.0)
     assert trainer.ref_model is None
     order = list(dict.fromkeys(trainer._get_train_sampler()))
-    assert order == list(range(6))
+    assert order == list(range(3 * 2)), "rollout by rollout, as the schedule has it"
 
 
 def test_a_killed_run_resumes_to_the_same_weights_and_a_finished_one_is_kept(
@@ -213,7 +248,9 @@ def test_a_run_leaves_rows_probes_and_its_best_model(
     assert history.step.tolist() == [1, 2, 3, 4, 5, 6]
     assert history.rollout.tolist() == [1, 1, 2, 2, 3, 3]
     assert set(history.seed) == {3}
-    assert {"reward", "outcome_reward", "format_reward", "clip_low", "clip_high", "grad_norm"} <= set(history)
+    assert {"reward", "format_reward", "length_reward", "clip_low", "clip_high", "entropy"} <= set(history)
+    assert {"grad_norm", "mean_tokens", "zero_variance_share", "refill_share", "idle_share"} <= set(history)
+    assert set(history.idle_share.dropna()) == {1.0}, "the reward of the rollout knows no difference"
     assert probes.rollout.tolist() == [0, 1, 2, 3]
     assert (probes.mean_tokens > 0).all()
     assert load_tokenizer(str(best)).chat_template
@@ -224,22 +261,272 @@ def test_a_run_leaves_rows_probes_and_its_best_model(
     assert all(torch.equal(kept[key], base[key]) for key in base)
 
 
-def test_a_rollout_draws_a_group_per_prompt_and_new_ones_at_each_step(tiny_model: Path, job: GrpoJob) -> None:
-    model = load_model(str(tiny_model)).train()
-    accelerator = SimpleNamespace(process_index=0, unwrap_model=lambda wrapped: wrapped)
-    state = SimpleNamespace(global_step=0)
-    trainer: Any = SimpleNamespace(
-        model=model, accelerator=accelerator, state=state, processing_class=load_tokenizer(str(tiny_model))
+class Hand:
+    """A trainer for the sampling hook: a real tokenizer, and groups of completions dealt by hand."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, deal: dict[str, list[str]]) -> None:
+        self.processing_class = load_tokenizer(str(folder))
+        self.accelerator = SimpleNamespace(process_index=0, num_processes=1, unwrap_model=lambda model: model)
+        self.model = load_model(str(folder)).train()
+        self.state = SimpleNamespace(global_step=0, max_steps=6)
+        self.asked: list[list[str]] = []
+
+        def draw(engine: Any, texts: list[str], sampling: Any) -> list[list[list[int]]]:
+            self.asked.append(texts)
+            return [
+                self.processing_class(deal[text], add_special_tokens=False)["input_ids"] for text in texts
+            ]
+
+        monkeypatch.setattr("lore_lib.training.grpo.HfEngine.draw", draw)
+
+
+RIGHT, WRONG = "<think>\nx\n</think>\n[L4]", "<think>\nx\n</think>\n[L1]"
+
+
+def test_groups_without_signal_are_replaced_and_the_labels_follow(
+    tiny_model: Path, job: GrpoJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [f"p{i}" for i in range(6)]
+    labels = ["L4"] * 6
+    deal = {text: [RIGHT] * 4 for text in texts}
+    rollout = _Rollout(replace(job, window_share=1.0), texts, labels)
+    first, second, third, fourth, *_ = rollout.places[0].tolist()
+    deal[texts[second]] = deal[texts[third]] = [RIGHT, WRONG, WRONG, RIGHT]
+    labels[third] = "L1"  # two of its four are right as well
+    trainer: Any = Hand(tiny_model, monkeypatch, deal)
+    drawn = rollout([texts[i] for i in (first, second) for _ in range(4)], trainer)
+    assert trainer.model.training, "the trainer finds the model as it left it"
+    # one of two groups had a signal, so two more were drawn for the one missing
+    assert trainer.asked == [[texts[first], texts[second]], [texts[third], texts[fourth]]]
+    decoded = trainer.processing_class.batch_decode(drawn["completion_ids"])
+    assert decoded == deal[texts[second]] + deal[texts[third]]
+    assert (
+        trainer.processing_class.batch_decode(drawn["prompt_ids"]) == [texts[second]] * 4 + [texts[third]] * 4
     )
-    prompts = [text for text in ("navy", "a longer one") for _ in range(4)]
-    first = _rollout(job)(prompts, trainer)
-    assert model.training, "the trainer finds the model as it left it"
-    assert [trainer.processing_class.decode(ids) for ids in first["prompt_ids"]] == prompts
+    assert drawn["label"] == ["L4"] * 4 + ["L1"] * 4
+    assert drawn["drawn"] == {"zero_variance_share": 0.5, "refill_share": 1.0, "idle_share": 0.0}
+
+
+def test_a_pool_that_is_all_solved_ends_the_refills_and_says_so(
+    tiny_model: Path, job: GrpoJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [f"p{i}" for i in range(6)]
+    rollout = _Rollout(replace(job, window_share=1.0, max_refills=9), texts, ["L4"] * 6)
+    trainer: Any = Hand(tiny_model, monkeypatch, {text: [RIGHT] * 4 for text in texts})
+    first = [texts[i] for i in rollout.places[0][:2].tolist()]
+    drawn = rollout([text for text in first for _ in range(4)], trainer)
+    assert sorted(text for asked in trainer.asked for text in asked) == texts, "each prompt once"
+    assert trainer.processing_class.batch_decode(drawn["prompt_ids"][::4]) == first
+    assert drawn["drawn"] == {"zero_variance_share": 1.0, "refill_share": 2.0, "idle_share": 1.0}
+
+
+def test_equal_rewards_are_no_signal_where_trl_takes_their_rounding_for_one() -> None:
+    grading = Grading(outcome_start=0.5)
+    totals = [reward(RIGHT, "L4", grading, 9, 0.1).total for _ in range(7)]
+    assert max(totals) - min(totals) == 0
+    assert torch.tensor(totals).std() > 1e-8, "the bound of torch.isclose, by which TRL counts such groups"
+    assert np.abs(group_advantages(totals, 7)).max() < 1e-2
+
+
+def test_a_rollout_draws_a_group_per_prompt_and_new_ones_at_each_step(tiny_model: Path, job: GrpoJob) -> None:
+    accelerator = SimpleNamespace(process_index=0, num_processes=1, unwrap_model=lambda model: model)
+    state = SimpleNamespace(global_step=0, max_steps=6)
+    model, tokenizer = load_model(str(tiny_model)).train(), load_tokenizer(str(tiny_model))
+    trainer: Any = SimpleNamespace(
+        model=model, accelerator=accelerator, state=state, processing_class=tokenizer
+    )
+    texts = ["navy", "a longer one"]
+    rollout = _Rollout(replace(job, window_share=1.0, max_refills=0), texts, ["L1", "L4"])
+
+    def prompts(number: int) -> list[str]:
+        return [texts[i] for i in rollout.places[number] for _ in range(4)]
+
+    first = rollout(prompts(0), trainer)
+    assert [tokenizer.decode(ids) for ids in first["prompt_ids"]] == prompts(0)
     assert len(first["completion_ids"]) == 8
     assert all(1 <= len(ids) <= job.max_completion_tokens for ids in first["completion_ids"])
-    assert _rollout(job)(prompts, trainer) == first
+    assert rollout(prompts(0), trainer) == first
     state.global_step = 2
-    assert _rollout(job)(prompts, trainer) != first
+    assert rollout(prompts(1), trainer)["completion_ids"] != first["completion_ids"]
+
+
+def test_the_schedule_slides_from_easy_to_hard_and_never_repeats_within_a_rollout(job: GrpoJob) -> None:
+    long = replace(job, rollouts=5, window_share=0.25)
+    places = schedule(long, 40)
+    assert [sorted(drawn.tolist()) for drawn in places] == [
+        list(range(start, start + 10)) for start in (0, 8, 15, 22, 30)
+    ]
+    shuffled = schedule(replace(long, variant=Variant(curriculum="shuffled")), 40)
+    assert all(sorted(drawn.tolist()) == list(range(40)) for drawn in shuffled)
+    again = schedule(long, 40)
+    assert all((one == other).all() for one, other in zip(places, again, strict=True))
+    assert not (places[0] == schedule(replace(long, seed=9), 40)[0]).all()
+
+
+@pytest.mark.parametrize("policy", get_args(Policy))
+def test_every_policy_says_how_a_rollout_is_reused(job: GrpoJob, policy: Policy) -> None:
+    config = grpo_config(replace(job, variant=Variant(policy), micro_batch=3))
+    updates = 1 if policy == "on_policy" else 2
+    assert config.max_steps == 3 * updates
+    assert config.per_device_train_batch_size * config.steps_per_generation == 8
+    assert config.steps_per_generation == updates * config.gradient_accumulation_steps
+    assert config.per_device_train_batch_size == 2, "the largest share of an update within micro_batch"
+    assert config.epsilon_high == (0.28 if policy == "clip_higher" else 0.2)
+    assert config.save_steps % updates == 0, "inside a rollout the rest of its samples would be lost"
+
+
+def test_variants_are_every_policy_with_every_curriculum_the_recipe_first() -> None:
+    config = load_config(
+        overrides={"grpo.policies": list(get_args(Policy)), "grpo.curricula": list(get_args(Curriculum))}
+    )
+    made = variants(config.grpo)
+    assert {(one.policy, one.curriculum) for one in made} == set(
+        product(get_args(Policy), get_args(Curriculum))
+    )
+    assert made[0] == variants(load_config().grpo)[0] == Variant("clip_higher", "easy_to_hard")
+    jobs = grpo_jobs(config, "base", Path("pool"), Path("probe"), Path("runs"))
+    assert [job.out for job in jobs[:4]] == [
+        Path("runs", name) for name in ("seed-0", "seed-1", "seed-2", "symmetric-easy_to_hard/seed-0")
+    ]
+    assert len({job.out for job in jobs}) == len(jobs) == 6 * 3
+
+
+def test_one_update_per_rollout_wants_the_clips_declared_off() -> None:
+    with pytest.raises(ConfigError, match=r"both clips are idle.*policies=\[on_policy\]"):
+        load_config(overrides={"grpo.updates_per_rollout": 1})
+    load_config(overrides={"grpo.updates_per_rollout": 1, "grpo.policies": ["on_policy"]})
+
+
+def test_processes_share_a_rollout_evenly_or_are_refused(job: GrpoJob) -> None:
+    alone, shared = grpo_config(job), grpo_config(job, processes=2)
+    assert shared.per_device_train_batch_size * 2 == alone.per_device_train_batch_size
+    assert shared.steps_per_generation == alone.steps_per_generation
+    with pytest.raises(DataError, match=r"3 processes cannot share 2 prompts.*prompts_per_rollout=3"):
+        grpo_config(job, processes=3)
+
+
+def trainer_of(kind: type[GRPOTrainer], job: GrpoJob) -> GRPOTrainer:
+    """A trainer with one prompt and one reward, for its loss alone."""
+    return kind(
+        model=load_model(job.base),
+        reward_funcs=[outcome_reward],
+        args=GRPOConfig(
+            output_dir=str(job.out),
+            use_cpu=True,
+            bf16=False,
+            activation_checkpointing=False,
+            report_to="none",
+            per_device_train_batch_size=8,
+            num_generations=4,
+            steps_per_generation=2,
+            loss_type="dapo",
+            epsilon=0.2,
+            epsilon_high=0.28,
+        ),
+        train_dataset=Dataset.from_dict({"prompt": ["navy"], "label": ["L4"]}),
+        processing_class=load_tokenizer(job.base),
+    )
+
+
+def test_the_lean_trainer_has_the_loss_and_the_gradient_of_trl(job: GrpoJob) -> None:
+    rng = np.random.default_rng(5)
+    prompt_tokens, completion_tokens = rng.integers(3, 30, 40), rng.integers(1, 40, 40)
+    draw = torch.Generator().manual_seed(5)
+    prompts = [torch.randint(5, 300, (n,), generator=draw) for n in prompt_tokens]
+    completions = [torch.randint(5, 300, (n,), generator=draw) for n in completion_tokens]
+    pad = torch.nn.utils.rnn.pad_sequence
+    inputs = {
+        "prompt_ids": pad(prompts, batch_first=True, padding_side="left"),
+        "prompt_mask": pad([torch.ones_like(ids) for ids in prompts], batch_first=True, padding_side="left"),
+        "completion_ids": pad(completions, batch_first=True),
+        "completion_mask": pad([torch.ones_like(ids) for ids in completions], batch_first=True),
+        "advantages": torch.tensor(rng.choice([0.0, 0.0, 0.9, -0.9], 40), dtype=torch.float32),
+        "num_items_in_batch": torch.tensor(1000),
+        "old_per_token_logps": -7 + 0.5 * torch.randn(40, completion_tokens.max(), generator=draw),
+    }
+    losses, gradients, seen = [], [], []
+    for kind in (GRPOTrainer, LeanTrainer):
+        trainer = trainer_of(kind, job)
+        trainer.current_gradient_accumulation_steps = 1
+        trainer.model.train()
+        trainer.model.register_forward_pre_hook(
+            lambda model, args, kwargs: seen.append(kwargs["input_ids"].numel()), with_kwargs=True
+        )
+        loss = trainer._compute_loss(trainer.model, inputs)
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append({name: p.grad for name, p in trainer.model.named_parameters()})
+        seen.append(0)
+    stock, lean = gradients
+    assert abs(losses[0]) > 1e-3
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    for name, gradient in stock.items():
+        assert torch.allclose(gradient, lean[name], atol=1e-6, rtol=1e-3), name
+    whole, trimmed = seen[0], sum(seen[2:])
+    assert whole == 40 * (prompt_tokens.max() + completion_tokens.max())
+    assert trimmed < whole / 2
+
+
+def test_strictly_on_policy_never_clips_and_reused_samples_do(
+    job: GrpoJob, varied: None, tmp_path: Path
+) -> None:
+    shares = {}
+    for policy in ("on_policy", "clip_higher"):
+        out = tmp_path / policy
+        one = replace(job, variant=Variant(policy), out=out, learning_rate=0.1, rollouts=2, micro_batch=4)  # type: ignore[arg-type]
+        train_grpo(one)
+        history, probes = run_rows(out)
+        shares[policy] = history[["clip_low", "clip_high"]].to_numpy().max()
+        assert set(history.variant) == set(probes.variant) == {f"{policy}, easy_to_hard"}
+    assert shares["on_policy"] == 0
+    assert shares["clip_higher"] > 0
+
+
+def test_a_run_without_a_new_best_stops_early_and_keeps_the_base(job: GrpoJob) -> None:
+    best = train_grpo(replace(job, rollouts=9, patience_looks=2))
+    history, probes = run_rows(job.out)
+    assert probes.rollout.tolist() == [0, 1, 2], "a random model never answers rightly"
+    assert history.rollout.max() == 2
+    assert (best / "model.safetensors").exists()
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_before_the_weights(
+    job: GrpoJob, varied: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, loss = count(1), LeanTrainer._compute_loss
+
+    def spoiled(self: LeanTrainer, *args: Any) -> torch.Tensor:
+        return loss(self, *args) * (float("nan") if next(calls) == 4 else 1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LeanTrainer, "_compute_loss", spoiled)
+        with pytest.raises(
+            EngineError, match=r"not finite at update 4 .*checkpoint-2.*learning_rate=0\.0033"
+        ):
+            train_grpo(job)
+    for kept in (job.out / BEST, job.out / "checkpoint-2"):
+        weights = load_file(kept / "model.safetensors")
+        assert all(tensor.isfinite().all() for tensor in weights.values())
+    train_grpo(job)
+    assert run_rows(job.out)[0].step.tolist() == [1, 2, 3, 4, 5, 6]
+
+
+def test_an_adapter_trains_on_after_its_best_look_and_is_merged_at_the_end(
+    job: GrpoJob, varied: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lore_lib.training.grpo.drop_checkpoints", lambda _: None)
+    best = train_grpo(replace(job, lora_rank=2, rollouts=2, learning_rate=1e-2))
+    assert not (best / "adapter_config.json").exists()
+    merged, base = load_model(str(best)).state_dict(), load_model(job.base).state_dict()
+    assert merged.keys() == base.keys()
+    assert all(torch.allclose(merged[name], base[name]) for name in base), "the best look was the first"
+    adapter = load_file(job.out / "checkpoint-4" / "adapter_model.safetensors")
+    assert all(".lora_" in name and "lm_head" not in name for name in adapter)
+    assert any(tensor.abs().max() > 0 for name, tensor in adapter.items() if "lora_B" in name)
+
+
+def test_no_trainer_pings_home() -> None:
+    assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1"
 
 
 def test_a_pool_smaller_than_a_rollout_is_refused_with_the_remedy(job: GrpoJob) -> None:
@@ -251,11 +538,58 @@ def test_a_pool_smaller_than_a_rollout_is_refused_with_the_remedy(job: GrpoJob) 
 
 def test_the_log_becomes_one_row_per_update_with_our_names(job: GrpoJob) -> None:
     log = [
-        {"step": 1, "reward": 0.5, "rewards/outcome_reward/mean": 0.45, "grad_norm": 1.0, "epoch": 0.1},
+        {"step": 1, "reward": 0.5, "outcome": 0.45, "grad_norm": 1.0, "epoch": 0.1},
         {"step": 2, "clip_ratio/high_mean": 0.25, "grad_norm": 2.0, "loss": 0.0},
         {"step": 2, "train_runtime": 3.0},
     ]
+    made = {"seed": 3, "variant": "clip_higher, easy_to_hard", "rollout": 1}
     assert history_rows(log, job) == [
-        {"seed": 3, "step": 1, "rollout": 1, "reward": 0.5, "outcome_reward": 0.45, "grad_norm": 1.0},
-        {"seed": 3, "step": 2, "rollout": 1, "clip_high": 0.25, "grad_norm": 2.0},
+        made | {"step": 1, "reward": 0.5, "outcome_reward": 0.45, "grad_norm": 1.0},
+        made | {"step": 2, "clip_high": 0.25, "grad_norm": 2.0},
     ]
+
+
+def logged(variant: str, seed: int, gain: float) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Two rollouts of two updates, and a look before, between and after."""
+    history = pd.DataFrame({"rollout": [1, 1, 2, 2], "entropy": [0.1, 0.3, 0.2, 0.4]})
+    for name in (
+        "format_reward",
+        "clip_low",
+        "clip_high",
+        "zero_variance_share",
+        "idle_share",
+        "mean_tokens",
+    ):
+        history[name] = [0.5, np.nan, 0.7, np.nan]
+    history["outcome_reward"] = history.format_reward
+    looks = {
+        "rollout": [0, 1, 2],
+        "pass_at_1": [0.5, 0.5 + 2 * gain, 0.5 + gain],
+        "pass_at_k": [0.9, 0.9, 0.8],
+    }
+    probes = pd.DataFrame(looks | {"mean_tokens": [40.0, 39.0, 38.0]})
+    return history.assign(variant=variant, seed=seed), probes.assign(variant=variant, seed=seed)
+
+
+def test_curves_have_a_row_per_rollout_and_quantity_and_the_variants_one_panel_each() -> None:
+    runs = [logged("recipe", 0, 0.1), logged("recipe", 1, 0.2), logged("other", 0, 0.0)]
+    history, probes = (pd.concat(rows) for rows in zip(*runs, strict=True))
+    health = health_rows(history, probes, 4)
+    assert set(health.variant) == {"recipe"}
+    entropy = health[(health.panel == "entropy (nats per token)") & (health.seed == 0)]
+    assert entropy.value.tolist() == pytest.approx([0.2, 0.3]), "the mean of a rollout's updates"
+    reward_rows = health[(health.panel == "reward") & (health.series == "outcome") & (health.seed == 0)]
+    assert reward_rows.value.tolist() == [0.5, 0.7], "rewards are logged once per rollout"
+    assert set(health[health.panel == "dev pairs"].series) == {"pass@1", "pass@4"}
+    ways = variant_rows(history, probes, 4)
+    assert (ways.series == ways.variant).all()
+    assert ways.groupby("panel").series.nunique().eq(2).all()
+    assert {"pass@1, dev", "pass@4, dev", "tokens, dev"} <= set(ways.panel)
+
+
+def test_variants_are_compared_from_the_first_look_over_seeds() -> None:
+    runs = [logged("recipe", 0, 0.1), logged("recipe", 1, 0.2), logged("other", 0, 0.0)]
+    table = compare_variants(pd.concat(probes for _, probes in runs)).set_index("variant")
+    recipe = table.loc["recipe"]
+    assert recipe.tolist() == pytest.approx([2, 0.5, 0.3, 0.15, 0.1, 0.2, -0.1, -2.0])
+    assert table.loc["other", "last"] == 0

@@ -105,6 +105,16 @@ def test_the_counter_is_asked_once_for_distinct_texts() -> None:
     assert len(asked[0]) == len(set(asked[0])) == 2 + 8
 
 
+def test_tokens_are_counted_as_the_tokenizer_does_whatever_it_did_before(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    texts = ["query: navy dress", "title: a much longer one, in 3 parts", "", "纯棉 连衣裙 <|im_end|>"]
+    counted = [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+    tokenizer(texts, padding=True, truncation=True, max_length=3)
+    assert token_counter(tokenizer)(texts) == counted
+    assert len(set(counted)) == 4
+
+
 def test_words_ignore_case_and_pair_up_chinese_characters() -> None:
     assert words("Größe-40, NAVY") == {"grösse", "40", "navy"}  # casefold
     assert words("红色 dress 裙") == {"红色", "dress", "裙"}

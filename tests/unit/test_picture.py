@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from lore_lib.vertical.definition import Vertical, load_vertical
+from lore_lib.vertical.definition import Vertical, load_vertical, vertical_names
 from lore_lib.vertical.kinds import PATTERNS, RGB
 from lore_lib.vertical.picture import SIDE, STRUCTURES, render_picture, silhouette
 
@@ -22,7 +22,7 @@ def pixels(png: bytes) -> NDArray[np.uint8]:
     return np.asarray(Image.open(io.BytesIO(png)))
 
 
-@pytest.fixture(params=["apparel_home", "beauty_care"])
+@pytest.fixture(params=vertical_names())
 def bundled(request: pytest.FixtureRequest) -> Vertical:
     return load_vertical(request.param)
 

@@ -11,9 +11,9 @@ from rich.console import Console
 
 from lore_lib.artifacts import Metric
 from lore_lib.errors import ArtifactError
-from lore_lib.run.report import as_json, gather, print_table, write_html
+from lore_lib.run.report import as_json, gather, print_summary, write_html
 from lore_lib.run.stage import open_stage
-from lore_lib.viz.report import format_interval, format_seconds, format_value
+from lore_lib.viz.report import format_cell, format_interval, format_seconds, format_value, summarise_stage
 
 HOSTILE = "<script>alert('x')</script>"
 
@@ -86,12 +86,34 @@ def test_the_page_says_what_a_reader_must_know(run: str) -> None:
         assert said in text, said
 
 
-def test_the_table_shows_markup_as_text(run: str) -> None:
+def test_the_summary_shows_markup_as_text_and_says_where_the_rest_is(run: str) -> None:
+    stage = open_stage("02_cot_synthesis", "smoke", run=run)
+    for name in stage.spec.promises:
+        stage.path(name).write_text("")
+    stage.metric(f"teacher accuracy | [red]{HOSTILE}", 0.5, 0.4, 0.6, n=12)
+    stage.finish()
     out = io.StringIO()
-    print_table(run, Console(file=out, width=200))
-    assert HOSTILE in out.getvalue()
-    assert "0.4 to 0.6" in out.getvalue()
+    print_summary(run, Console(file=out, width=200))
+    assert f"[red]{HOSTILE}" in out.getvalue()
+    assert "0.500 [0.400, 0.600]" in out.getvalue()
+    assert "(n = 12)" in out.getvalue()
     assert "mock: teacher 'symbolic'" in out.getvalue()
+    assert "all 3 numbers with their seeds: lore report --run r --json" in out.getvalue()
+
+
+def test_a_summary_has_a_row_per_system_and_a_column_per_headline(kit: Any) -> None:
+    stage = open_stage("00_start_here", "smoke", run="s")
+    stage.metric("b | one", 2, n=10)
+    stage.metric("a | one", 1, n=10)
+    stage.metric("a | two", 3, n=20)
+    stage.metric("c | two", 4, n=30)
+    summary = summarise_stage(stage.finish(), ("a", "b", "absent"))
+    assert summary is not None
+    assert (summary.estimators, summary.n) == (("a", "b"), "10 to 20")
+    found = {system: [metric and metric.value for metric in metrics] for system, metrics in summary.rows}
+    assert found == {"one": [1, 2], "two": [3, None]}
+    assert summarise_stage(stage.finish(), ("absent",)) is None
+    assert format_cell(None) == ""
 
 
 def test_json_holds_every_metric(run: str) -> None:

@@ -2,6 +2,8 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -10,9 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lore_lib.completion import parse, render_answer
+from lore_lib.config import Outcome
 from lore_lib.cot.synthesis import synthesise
 from lore_lib.errors import DataError
-from lore_lib.training.rewards import format_reward, outcome_reward, prove_rewards, reward
+from lore_lib.training.rewards import (
+    Grading,
+    hacks,
+    outcome,
+    overlong,
+    prove_rewards,
+    reward,
+    reward_functions,
+    training_progress,
+)
 from lore_lib.vertical.definition import Vertical
 from lore_lib.vertical.schema import LABELS
 
@@ -91,11 +103,67 @@ def test_completion_scored_by_hand(completion: str, gold: str, outcome: float, f
     assert scored.total == outcome + form
 
 
-@given(st.text(max_size=60), st.sampled_from(LABELS), st.floats(0, 1))
-def test_any_text_earns_between_nothing_and_full_marks(text: str, gold: str, weight: float) -> None:
-    scored = reward(text, gold, weight)
-    assert 0 <= scored.total <= 1 + weight
-    assert (scored.outcome == 1.0) == (parse(text).label == gold)
+@given(
+    st.one_of(st.text(max_size=60), st.sampled_from(LABELS).map(lambda label: f"{THINK}[{label}]")),
+    st.sampled_from(LABELS),
+    st.sampled_from(get_args(Outcome)),
+    st.floats(0.1, 1),
+    st.floats(0, 1),
+)
+def test_any_text_earns_between_nothing_and_full_marks(
+    text: str, gold: str, kind: Outcome, start: float, progress: float
+) -> None:
+    scored = reward(text, gold, Grading(kind, start), progress=progress)
+    full = start + (1 - start) * progress
+    assert 0 <= scored.outcome <= full
+    assert (scored.outcome == full) == (parse(text).label == gold)
+
+
+def test_what_a_wrong_label_is_worth_worked_by_hand() -> None:
+    worth = {kind: [round(outcome(stated, "L4", kind), 3) for stated in LABELS] for kind in get_args(Outcome)}
+    assert worth == {
+        "exact": [0, 0, 0, 1],
+        "same_side": [0, 0, 0.3, 1],
+        "ordinal": [0, 0.333, 0.667, 1],
+    }
+    # across the boundary of L2 and L3 the side counts for nothing and the distance for much
+    assert (outcome("L3", "L2", "same_side"), round(outcome("L3", "L2", "ordinal"), 3)) == (0, 0.667)
+
+
+def test_the_outcome_grows_in_a_straight_line_and_format_does_not() -> None:
+    grading = Grading(outcome_start=0.4)
+    earned = [reward(f"{THINK}[L4]", "L4", grading, progress=progress) for progress in (0, 0.5, 1)]
+    assert [one.outcome for one in earned] == pytest.approx([0.4, 0.7, 1.0])
+    assert {one.format for one in earned} == {0.1}
+    assert [training_progress(SimpleNamespace(global_step=step, max_steps=8)) for step in (0, 2)] == [0, 0.25]
+
+
+def test_length_costs_nothing_up_to_three_quarters_of_the_limit() -> None:
+    assert [overlong(tokens, 80) for tokens in (0, 60, 70, 80, 90)] == [0, 0, -0.5, -1, -1]
+    grading = Grading(length_weight=0.2, max_tokens=80)
+    assert reward(f"{THINK}[L4]", "L4", grading, 70).total == pytest.approx(1.1 - 0.1)
+    assert reward("<think> cut at the limit", "L4", grading, 80).total == -0.2
+
+
+def test_no_policy_that_ignores_the_pair_earns_much() -> None:
+    table = hacks(["L1", "L2", "L3", "L4"] * 5).set_index("policy").reward
+    # one label for all: right for a quarter, on the right side for another, always well-formed
+    assert table["always L4"] == pytest.approx(0.25 + 0.25 * 0.3 + 0.1)
+    assert table["always L1, no reasoning"] == table["always L1, empty reasoning"] == pytest.approx(0.325)
+    assert table["every label at once"] == 0
+    assert table["labels stuffed into the reasoning"] == table["always L1"]
+    skewed = hacks(["L4"] * 9 + ["L1"]).set_index("policy").reward
+    assert skewed["always L4"] == pytest.approx(0.9 + 0.1), "a pool of one label invites it"
+
+
+@pytest.mark.parametrize("kind", get_args(Outcome))
+def test_gold_is_proven_under_every_outcome_and_at_both_ends_of_training(
+    traces: pd.DataFrame, kind: Outcome
+) -> None:
+    table = prove_rewards(traces.head(40), Grading(kind, 0.2)).pivot(
+        index="gold", columns="stated", values="total"
+    )
+    assert np.diag(table) == pytest.approx([1.1] * 4)
 
 
 def corrupted(traces: pd.DataFrame, completion: str, label: str = "L4") -> pd.DataFrame:
@@ -132,10 +200,25 @@ def test_an_unknown_gold_label_is_refused(traces: pd.DataFrame) -> None:
         prove_rewards(corrupted(traces, f"{THINK}{render_answer('L4')}", "L5"))
 
 
-def test_trl_gets_the_parts_in_the_order_of_its_completions() -> None:
+def test_trl_gets_the_parts_in_the_order_of_its_completions_and_the_log_tells_hacks() -> None:
     completions = [f"{THINK}[L4]", f"{THINK}[L3]", "[L4]", "nothing"]
-    gold = ["L4", "L4", "L4", "L4"]
-    assert outcome_reward(completions, label=gold, prompts=gold, trainer_state=None) == [1.0, 0.3, 1.0, 0.0]
-    assert format_reward(completions, label=gold, completion_ids=[]) == [1.0, 1.0, 0.0, 0.0]
+    gold, logged = ["L4", "L4", "L4", "L4"], {}
+    parts = reward_functions(Grading(outcome_start=0.5, max_tokens=80))
+    assert [part.__name__ for part in parts] == ["outcome_reward", "format_reward", "length_reward"]
+    first, second, third = parts
+    state = SimpleNamespace(global_step=0, max_steps=4)
+    asked = {"label": gold, "trainer_state": state, "log_metric": logged.__setitem__}
+    assert first(completions, **asked, drawn=[{"refill_share": 0.5}] * 4) == [0.5, 0.15, 0.5, 0.0]
+    assert logged == pytest.approx(
+        {
+            "outcome": (1 + 0.3 + 1) / 4,  # as it would be at the end of training
+            "parse_rate": 0.75,
+            "top_label_share": 2 / 3,
+            "no_reasoning_share": 0.25,
+            "refill_share": 0.5,
+        }
+    )
+    assert second(completions, label=gold, completion_ids=[]) == [1.0, 1.0, 0.0, 0.0]
+    assert third(completion_ids=[[0] * 9, [0] * 80], label=gold) == [0.0, -1.0]
     with pytest.raises(ValueError, match="shorter"):
-        outcome_reward(completions, label=gold[:3])
+        first(completions, **(asked | {"label": gold[:3]}))

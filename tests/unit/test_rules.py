@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lore_lib.artifacts import project_root
 from lore_lib.errors import DataError
 from lore_lib.rng import generator
-from lore_lib.vertical.definition import Vertical, load_vertical, verticals_folder
+from lore_lib.vertical.definition import Vertical, load_vertical, vertical_names
 from lore_lib.vertical.kinds import RELATIONS
 from lore_lib.vertical.rules import (
     ANY,
@@ -35,7 +35,7 @@ SHOPS = {
         (project_root() / "data/rules/example_shops.yaml").read_text(encoding="utf-8")
     ).items()
 }
-WORLDS = [load_vertical(path.parent.name) for path in sorted(verticals_folder().glob("*/vertical.yaml"))]
+WORLDS = [load_vertical(name) for name in vertical_names()]
 
 
 def examples() -> list[Any]:

@@ -10,14 +10,24 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from trl import SFTConfig, SFTTrainer
+from trl.trainer.utils import add_fused_lm_head
 
 from lore_lib.artifacts import write_parquet
 from lore_lib.config import load_config
 from lore_lib.device import resolve_device
-from lore_lib.errors import DataError
+from lore_lib.errors import ArtifactError, ConfigError, DataError, EngineError
 from lore_lib.sampling.engine import chat_text, load_model, load_tokenizer
 from lore_lib.training import sft
-from lore_lib.training.sft import SftJob, check_lengths, sft_config, sft_job, train_sft, training_history
+from lore_lib.training.head import score_labelled_positions
+from lore_lib.training.sft import (
+    SftJob,
+    check_lengths,
+    sft_config,
+    sft_job,
+    share_batch,
+    train_sft,
+    training_history,
+)
 
 COMPLETION = "<think>\nneed: color navy\ncolor navy: azure near\n</think>\n[L3]"
 
@@ -160,6 +170,130 @@ def test_tuning_lowers_the_loss_and_leaves_a_model_that_loads(
     base, tuned = load_model(job.base).state_dict(), load_model(str(folder)).state_dict()
     assert not all(torch.equal(base[key], tuned[key]) for key in base)
     assert load_tokenizer(str(folder)).chat_template == load_tokenizer(job.base).chat_template
+
+
+@pytest.mark.parametrize("lora_rank", [0, 4])
+def test_equal_seeds_give_equal_weights_to_the_bit_and_other_seeds_others(
+    job: SftJob, tmp_path: Path, lora_rank: int
+) -> None:
+    short = replace(job, epochs=1, lora_rank=lora_rank)
+    seeds = {"one": 17, "again": 17, "other": 18}
+    one, again, other = (
+        load_file(train_sft(replace(short, out=tmp_path / name, seed=seed)) / "model.safetensors")
+        for name, seed in seeds.items()
+    )
+    assert all(torch.equal(one[key], again[key]) for key in one)
+    assert not all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_batch_in_parts_trains_to_the_same_losses(job: SftJob, tmp_path: Path) -> None:
+    """The mean is over the tokens of the whole batch, so parts of unequal length weigh what they should."""
+    whole, parts = (
+        [row["loss"] for row in training_history(train_sft(replace(job, out=tmp_path / name, **how)))]
+        for name, how in {"whole": {}, "parts": {"pairs_at_once": 1}}.items()
+    )
+    assert parts == pytest.approx(whole, rel=1e-4)
+    assert whole[-1] < whole[0]
+
+
+@pytest.mark.parametrize("labelled", [1, 9, 40])
+def test_the_head_that_scores_labelled_positions_alone_gives_trls_numbers(
+    tiny_model: Path, labelled: int
+) -> None:
+    ids = torch.randint(4, 300, (3, 41), generator=torch.Generator().manual_seed(1))
+    labels = ids.clone()
+    labels[:, :-labelled] = -100
+    labels[0, :-1] = -100
+    given = {"input_ids": ids, "labels": labels, "num_items_in_batch": 7, "fused_lm_head": True}
+    told = []
+    for ours in (False, True):
+        model = load_model(str(tiny_model))
+        add_fused_lm_head(model, 0.7, outputs=("log_probs", "entropy", "is_top1"))
+        if ours:
+            score_labelled_positions(model, 0.7)
+        out = model(**given)
+        out.loss.backward()
+        gradients = torch.cat([weight.grad.flatten() for weight in model.parameters()])
+        told.append([out.loss, out.log_probs, out.entropy, out.is_top1.float(), out.label_mask, gradients])
+        assert model(input_ids=ids).logits.shape == (3, 41, model.config.vocab_size)
+    for trls, mine in zip(*told, strict=True):
+        torch.testing.assert_close(mine, trls, rtol=1e-4, atol=1e-6)
+    assert told[0][5].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("share", [(16, 3, 0), (2, 4, 0)])
+def test_a_batch_that_cannot_be_shared_evenly_is_refused(share: tuple[int, int, int]) -> None:
+    with pytest.raises(ConfigError, match=r"cannot be shared evenly by . processes; use \d+ or \d+"):
+        share_batch(*share)
+
+
+def test_rows_of_one_label_alone_are_refused(job: SftJob) -> None:
+    write_parquet(pd.read_parquet(job.rows).assign(completion="[L4]"), job.rows)
+    with pytest.raises(DataError, match="all 12 rows carry the label 'L4'"):
+        train_sft(job)
+
+
+def test_a_row_longer_than_the_models_context_is_refused(job: SftJob) -> None:
+    rows = pd.read_parquet(job.rows)
+    rows.loc[3, "prompt"] = "navy dress " * 400
+    write_parquet(rows, job.rows)
+    with pytest.raises(DataError, match=r"longest row has \d+ tokens and the model's context 512"):
+        train_sft(replace(job, max_sequence_tokens=4096))
+    assert not job.out.exists()
+
+
+def test_a_loss_that_is_no_number_stops_before_it_reaches_the_weights(job: SftJob, tmp_path: Path) -> None:
+    model = load_model(job.base)
+    with torch.no_grad():
+        model.model.norm.weight[0] = torch.nan
+    broken = tmp_path / "broken"
+    model.save_pretrained(broken)
+    load_tokenizer(job.base).save_pretrained(broken)
+    with pytest.raises(EngineError, match=r"loss of step 1 is nan.*Lower the learning rate \(now 0\.01\)"):
+        train_sft(replace(job, base=str(broken)))
+    assert not list(job.out.glob("checkpoint-*"))
+    assert not (job.out / sft.FINISHED).exists()
+
+
+def test_too_little_memory_names_the_two_settings_in_order(
+    job: SftJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(SFTTrainer, "training_step", full)
+    with pytest.raises(EngineError, match=r"4 pairs .* sft\.pairs_at_once \(to 2\), then features\.budget"):
+        train_sft(job)
+
+
+def test_the_checkpoints_of_another_job_are_not_gone_on_from(
+    job: SftJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps, step = count(1), SFTTrainer.training_step
+
+    def killed(self: SFTTrainer, *args: Any, **kwargs: Any) -> Any:
+        if next(steps) == 4:
+            raise Caught
+        return step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SFTTrainer, "training_step", killed)
+        with pytest.raises(Caught):
+            train_sft(job)
+    with pytest.raises(ArtifactError, match=r"another training: learning_rate 0\.01 \(now 0\.02\), seed 17 "):
+        train_sft(replace(job, learning_rate=0.02, seed=18))
+
+
+def test_a_tokenizer_without_pad_token_still_teaches_the_end(job: SftJob, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(job.base)
+    tokenizer.pad_token = None
+    folder = tmp_path / "padless"
+    tokenizer.save_pretrained(folder)
+    load_model(job.base).save_pretrained(folder)
+    told = training_history(train_sft(replace(job, base=str(folder), epochs=1)))
+    padded = training_history(train_sft(replace(job, out=tmp_path / "padded", epochs=1)))
+    assert load_tokenizer(str(folder)).pad_token == tokenizer.eos_token
+    assert [row["loss"] for row in told] == [row["loss"] for row in padded]
 
 
 @pytest.mark.filterwarnings("error::FutureWarning")

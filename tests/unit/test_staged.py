@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from lore_lib.completion import parse
+from lore_lib.completion import parse, parse_label_first
 from lore_lib.config import load_config
 from lore_lib.cot.answer import ANSWER_FAILURES, load_prompts, quotes, read_prompts, uncovered
 from lore_lib.cot.arms import open_chat_model, open_synthesis
@@ -26,7 +26,7 @@ from lore_lib.cot.synthesis import ARM_STAGES, REASONS, Synthesis, pair_rows
 from lore_lib.cot.teacher import STAGES, SymbolicTeacher, Task, Trace
 from lore_lib.errors import ArtifactError, ConfigError
 from lore_lib.features.prompts import item_sections
-from lore_lib.vertical.definition import Vertical, load_vertical
+from lore_lib.vertical.definition import Vertical, load_vertical, vertical_names
 from lore_lib.vertical.kinds import NOT_STATED
 from lore_lib.vertical.rules import universal_rules
 from lore_lib.vertical.schema import Demand, load_demands
@@ -351,7 +351,7 @@ def test_words_of_scripts_without_blanks_are_covered_by_their_characters() -> No
     assert uncovered("red redder", ["red"], []) == ("redder",)
 
 
-@pytest.mark.parametrize("name", ["apparel_home", "beauty_care"])
+@pytest.mark.parametrize("name", vertical_names())
 def test_every_rule_that_fires_is_among_those_touched(name: str) -> None:
     vertical = load_vertical(name)
     for dimension, kind in vertical.dimensions.items():
@@ -465,6 +465,14 @@ def test_an_arm_is_made_as_the_config_has_it(
         synthesis = open_synthesis(plain, arm, vertical, index)
         assert synthesis.disagreement == ("repair" if arm == "naive" else "drop")
         assert isinstance(synthesis.teacher, SymbolicTeacher) is (arm != "direct")
+    few = pair_rows(world_tables, prompts, captions).head(20)
+    arms = {arm: open_synthesis(plain, arm, vertical, index) for arm in ("progressive", "label_first")}
+    straight, turned = (synthesis(few) for synthesis in arms.values())
+    assert arms["progressive"].identity != arms["label_first"].identity
+    assert set(turned.arm) == {"label_first"}
+    assert turned.kept.tolist() == straight.kept.tolist()
+    for one, other in zip(straight.completion, turned.completion, strict=True):
+        assert parse_label_first(other) == parse(one)
     remote = open_chat_model(load_config(overrides={"cot.teacher": "openai", "cot.teacher_model": "big"}))
     assert isinstance(remote, OpenAIChat)
     heard = Scripted(lambda _: GOOD)

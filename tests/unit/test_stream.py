@@ -11,7 +11,7 @@ import lore_lib.vertical.stream as stream
 import lore_lib.vertical.world as world
 from lore_lib.artifacts import read_parquet
 from lore_lib.errors import ArtifactError, DataError
-from lore_lib.vertical.definition import Vertical, load_vertical
+from lore_lib.vertical.definition import Vertical, load_vertical, vertical_names
 from lore_lib.vertical.stream import SCHEMAS, split_queries, stream_tables
 from lore_lib.vertical.tables import check_tables
 from lore_lib.vertical.world import generate_tables
@@ -92,7 +92,7 @@ def test_a_vertical_with_too_few_queries_is_told_so(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["apparel_home", "beauty_care"])
+@pytest.mark.parametrize("name", vertical_names())
 def test_label_noise_moves_train_labels_by_one_level_and_changes_nothing_else(name: str) -> None:
     vertical = load_vertical(name)
     clean, noisy = (generate_tables(vertical, SIZES, 4, 2, 17, share) for share in (0.0, 0.3))

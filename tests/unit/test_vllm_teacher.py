@@ -1,11 +1,10 @@
 """A real vLLM server as a teacher: a model too small to answer gives counted failures, and no crash."""
 
-import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,12 @@ import httpx
 import pandas as pd
 import pytest
 
-from lore_lib.cot.chat import CALL_FAILURES, Draw, Request
-from lore_lib.cot.endpoint import Limits, OpenAIChat
+from lore_lib.cot.chat import Draw, Request
+from lore_lib.cot.endpoint import OpenAIChat
 from lore_lib.cot.replies import ReplyCache
 from lore_lib.cot.staged import StagedTeacher
 from lore_lib.cot.synthesis import REASONS, Synthesis, in_shards, pair_rows, read_traces, synthesise_to
+from lore_lib.endpoint import CALL_FAILURES, Limits
 from lore_lib.vertical.definition import Vertical
 
 MODEL = Path(__file__).resolve().parents[2] / "data" / "models" / "lore-nano"
@@ -82,6 +82,7 @@ def test_a_model_that_cannot_answer_is_counted_and_never_taught(
     prompts: pd.DataFrame,
     captions: "pd.Series[Any]",
     tmp_path: Path,
+    record_property: Callable[[str, object], None],
 ) -> None:
     rows = pair_rows(world_tables, prompts[prompts.split == "train"], captions).head(8)
     teacher = StagedTeacher(chat(url, 48), vertical, (), cache=ReplyCache(tmp_path / "replies.sqlite"))
@@ -97,4 +98,4 @@ def test_a_model_that_cannot_answer_is_counted_and_never_taught(
     assert (usage.calls, usage.failed) == (8, 8)
     assert usage.completion_tokens > 0
     counts = traces.reason.value_counts().to_dict()
-    print(json.dumps({"traces": len(traces), "seconds": round(seconds, 1), "reasons": counts}))
+    record_property("measured", {"seconds": seconds, "reasons": counts})

@@ -7,7 +7,7 @@ import pytest
 
 from lore_lib.errors import DataError
 from lore_lib.rng import generator
-from lore_lib.vertical.definition import Vertical, load_vertical
+from lore_lib.vertical.definition import Vertical, load_vertical, vertical_names
 from lore_lib.vertical.kinds import JOIN
 from lore_lib.vertical.rules import judge
 from lore_lib.vertical.schema import INTENTS, KINDS, LABELS, Demand, dump_demands, load_demands
@@ -18,7 +18,7 @@ Tables = dict[str, pd.DataFrame]
 SIZES = {"train": 20, "dev": 4, "test": 6}
 
 
-@pytest.fixture(scope="module", params=["apparel_home", "beauty_care"])
+@pytest.fixture(scope="module", params=vertical_names())
 def vertical(request: pytest.FixtureRequest) -> Vertical:
     """Each bundled vertical in turn."""
     return load_vertical(request.param)

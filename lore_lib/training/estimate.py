@@ -1,0 +1,228 @@
+"""What a training will need, reckoned from the model's shape before a weight is read: memory and arithmetic.
+
+Per device, with AdamW:
+
+- weights, gradients and two moments of each trained parameter, in the weights' own type (an adapter's are in
+  float32); sharded by FSDP and ZeRO-3 over the processes;
+- activations, per token and layer: 8 hidden sizes, 4 intermediate ones, keys and values, as autograd keeps
+  them for the Qwen2 and Llama blocks of transformers; with recomputation (on CUDA) each layer's input alone,
+  and one layer in full;
+- logits of the labelled positions, three times in float32 (scores, probabilities, gradient); on CUDA TRL
+  makes them in pieces.
+
+Arithmetic is 6 floating-point operations per parameter and token (2 forward, 4 backward), 8 with
+recomputation.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import psutil
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen2Config
+
+from lore_lib.config import Config
+from lore_lib.device import resolve_device
+from lore_lib.errors import EngineError
+from lore_lib.sampling.engine import resolve_model
+from lore_lib.training.sft import share_batch
+
+GIB = 2**30
+LOGITS_AT_ONCE = 1024  # positions whose logits TRL holds at once on CUDA; larger than its own number
+
+_SHAPES: dict[str, PreTrainedConfig] = {
+    "HuggingFaceTB/SmolLM2-135M-Instruct": LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+    ),
+    "Qwen/Qwen2.5-0.5B-Instruct": Qwen2Config(
+        vocab_size=151936,
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=24,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        max_position_embeddings=32768,
+        tie_word_embeddings=True,
+    ),
+    "Qwen/Qwen2.5-7B-Instruct": Qwen2Config(
+        vocab_size=152064,
+        hidden_size=3584,
+        intermediate_size=18944,
+        num_hidden_layers=28,
+        num_attention_heads=28,
+        num_key_value_heads=4,
+        max_position_embeddings=32768,
+        tie_word_embeddings=False,
+    ),
+}
+"""Shapes of the students that the profiles name, to reckon with before anything is fetched."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Of one training, in bytes per device and floating-point operations in all.
+
+    Attributes:
+        parameters: of the model.
+        trained: of them, or of the adapter.
+        weights, gradients, moments, activations, logits: bytes per device at the largest batch.
+        operations: of the whole training, over all devices.
+    """
+
+    parameters: int
+    trained: int
+    weights: int
+    gradients: int
+    moments: int
+    activations: int
+    logits: int
+    operations: float
+
+    @property
+    def bytes(self) -> int:
+        """All of it, on each device."""
+        return self.weights + self.gradients + self.moments + self.activations + self.logits
+
+    def __str__(self) -> str:
+        parts = ("weights", "gradients", "moments", "activations", "logits")
+        each = ", ".join(f"{name} {getattr(self, name) / GIB:.1f}" for name in parts)
+        size = f"{self.parameters / 1e6:,.1f} M parameters"
+        return f"{self.bytes / GIB:.1f} GiB on each device ({each}) for {size}"
+
+
+def model_shape(base: str) -> PreTrainedConfig:
+    """The configuration of a model, without its weights.
+
+    Raises:
+        EngineError: it is neither here, nor known, nor on the hub.
+    """
+    if base in _SHAPES:
+        return _SHAPES[base]
+    try:
+        return AutoConfig.from_pretrained(resolve_model(base))
+    except OSError as error:
+        raise EngineError(f"no configuration at {base!r}, so nothing can be reckoned: {error}") from error
+
+
+def training_needs(
+    shape: PreTrainedConfig,
+    dtype: str,
+    rows_at_once: int,
+    row_tokens: int,
+    labelled_tokens: int,
+    tokens: float,
+    lora_rank: int = 0,
+    shards: int = 1,
+    recomputes: bool = False,
+) -> Needs:
+    """What one training needs.
+
+    Args:
+        shape: of the model.
+        dtype: of the weights.
+        rows_at_once: rows on a device.
+        row_tokens: of the longest row.
+        labelled_tokens: of them, those with a loss.
+        tokens: read in the whole training, over all rows, epochs and devices.
+        lora_rank: 0 trains all weights.
+        shards: processes that weights, gradients and moments are spread over.
+        recomputes: whether activations are recomputed backwards.
+    """
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(shape)
+    parameters = sum(weight.numel() for weight in model.parameters())
+    head = model.get_output_embeddings()
+    linear = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
+    adapter = sum(lora_rank * (m.in_features + m.out_features) for m in linear)
+    trained, size = (adapter, 4) if lora_rank else (parameters, getattr(torch, dtype).itemsize)
+    s, width = shape.get_text_config(), getattr(torch, dtype).itemsize
+    keys = 2 * s.num_key_value_heads * s.hidden_size // s.num_attention_heads
+    layer = 4 * s.hidden_size * 4 + (4 * s.hidden_size + keys + 4 * s.intermediate_size) * width
+    held = s.num_hidden_layers * s.hidden_size * width + layer if recomputes else s.num_hidden_layers * layer
+    scored = rows_at_once * labelled_tokens
+    matrices, share = sum(m.weight.numel() for m in linear), labelled_tokens / row_tokens
+    return Needs(
+        parameters=parameters,
+        trained=trained,
+        weights=(parameters * width + (adapter * 4 if lora_rank else 0)) // shards,
+        gradients=trained * size // shards,
+        moments=2 * trained * size // shards,
+        activations=rows_at_once * row_tokens * held,
+        logits=(min(scored, LOGITS_AT_ONCE) if recomputes else scored) * s.vocab_size * 4 * 3,
+        operations=tokens * (8 if recomputes else 6) * (matrices + head.weight.numel() * share),
+    )
+
+
+def sft_needs(config: Config, longest: int = 0, labelled: int = 0, tokens: int = 0) -> Needs:
+    """What the tuning of one arm needs.
+
+    Args:
+        config: model, sizes and processes.
+        longest: tokens of the longest row; 0 takes the limit, ``sft.max_sequence_tokens``.
+        labelled: tokens of the longest completion; 0 takes a third of that.
+        tokens: of all rows; 0 takes ``cot.pairs`` rows of the longest.
+    """
+    s, runtime = config.sft, config.runtime
+    longest = longest or s.max_sequence_tokens
+    held, _ = share_batch(s.batch_pairs, runtime.processes, s.pairs_at_once)
+    return training_needs(
+        model_shape(config.model.base),
+        config.model.dtype,
+        held,
+        longest,
+        labelled or longest // 3,
+        (tokens or config.cot.pairs * longest) * s.epochs,
+        config.model.lora_rank,
+        runtime.processes if runtime.accelerate in ("fsdp2", "zero3") else 1,
+        resolve_device(config.model.device) == "cuda",
+    )
+
+
+def device_bytes(config: Config) -> int:
+    """Memory that one training may use: a GPU's, or what is free divided among the workers."""
+    if resolve_device(config.model.device) == "cuda":
+        return int(torch.cuda.get_device_properties(0).total_memory)
+    together = config.runtime.processes if config.runtime.processes > 1 else config.runtime.workers
+    return int(psutil.virtual_memory().available / together)
+
+
+def require_memory(needs: Needs, config: Config) -> None:
+    """Refuse a training that cannot fit, before hours are spent on it.
+
+    Raises:
+        EngineError: it does not fit; what helps is named in order.
+    """
+    free = device_bytes(config)
+    if needs.bytes <= free:
+        return
+    fixed = needs.weights + needs.gradients + needs.moments
+    helps = ["lower sft.pairs_at_once"] if fixed < free else []
+    if not config.model.lora_rank:
+        helps.append("tune an adapter (model.lora_rank=32)")
+    if fixed > free:
+        helps.append("shard it (runtime.processes=8, runtime.accelerate=fsdp2)")
+    helps.append("take a smaller model.base")
+    raise EngineError(
+        f"the tuning of {config.model.base} wants {needs}, and there are {free / GIB:.1f} GiB: "
+        f"{', or '.join(helps)}"
+    )
+
+
+def matmul_rate(device: str, dtype: str, size: int = 2048, repeats: int = 4) -> float:
+    """Floating-point operations a second of one large matrix product: what the device can do at best."""
+    one = torch.ones(size, size, dtype=getattr(torch, dtype), device=resolve_device(device))
+    (one @ one).sum().item()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        last = one @ one
+    last.sum().item()
+    return repeats * 2 * size**3 / (time.perf_counter() - start)

@@ -1,0 +1,211 @@
+"""Each detector finds artefacts that were made to fail in just its way, and is silent on healthy ones."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lore_lib.artifacts import write_parquet
+from lore_lib.errors import ArtifactError
+from lore_lib.training.diagnosis import (
+    Artefacts,
+    diagnose,
+    findings_table,
+    read_artefacts,
+    recipe,
+)
+
+KINDS = ("plain", "knowledge", "boundary", "visual")
+ROLLOUTS, N = 10, 8
+
+
+def sampled(system: str, right: Callable[[str], float]) -> pd.DataFrame:
+    """Samples of 80 pairs, 20 of a kind; so many of the 8 are right on a pair of that kind."""
+    rows = []
+    for number in range(80):
+        share = right(KINDS[number % 4])
+        for sample in range(N):
+            label = "L4" if sample < round(share * N) else "L1"
+            rows.append((system, f"p{number:02}", f"q{number // 4}", sample, label, "ok", 30))
+    columns = ["system", "pair_id", "query_id", "sample", "label", "parse_kind", "tokens"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+@pytest.fixture
+def healthy() -> Artefacts:
+    """Two seeds whose dev pairs improve to the end, on top of arms that lost nothing."""
+    progress = np.linspace(0, 1, ROLLOUTS)
+    history = pd.concat(
+        pd.DataFrame(
+            {
+                "variant": "recipe",
+                "seed": seed,
+                "step": np.arange(1, 2 * ROLLOUTS + 1),
+                "rollout": np.repeat(np.arange(1, ROLLOUTS + 1), 2),
+                "entropy": np.repeat(0.10 - 0.04 * progress, 2),
+                "clip_low": 0.004,
+                "clip_high": 0.003,
+                "zero_variance_share": np.repeat(0.3 + 0.1 * progress, 2),
+                "refill_share": 0.5,
+                "idle_share": 0.05,
+                "cut_share": 0.0,
+                "top_label_share": 0.3,
+                "no_reasoning_share": 0.0,
+            }
+        )
+        for seed in (0, 1)
+    )
+    drawn = [
+        "zero_variance_share",
+        "refill_share",
+        "idle_share",
+        "cut_share",
+        "top_label_share",
+        "no_reasoning_share",
+    ]
+    history.loc[history.step % 2 == 0, drawn] = np.nan  # logged on the updates that drew
+    looks = pd.DataFrame({"rollout": [0, 2, 4, 6, 8, 10]})
+    share = looks.rollout / ROLLOUTS
+    probes = pd.concat(
+        looks.assign(
+            variant="recipe",
+            seed=seed,
+            pass_at_1=0.75 + 0.08 * share,
+            pass_at_k=0.95,
+            mean_tokens=40 - 3 * share,
+            parse_rate=0.98 + 0.01 * share,
+        )
+        for seed in (0, 1)
+    )
+    pairs = sampled("x", lambda kind: 1).drop_duplicates("pair_id")[["pair_id", "query_id"]]
+    kinds = [KINDS[number % 4] for number in range(len(pairs))]
+    samples = pd.concat(
+        [
+            sampled("direct", lambda kind: 0.5),
+            sampled("naive", lambda kind: 0.5),
+            sampled("progressive", lambda kind: 0.75),
+        ]
+    )
+    return Artefacts(
+        pairs.assign(label="L4", kind=kinds),
+        samples,
+        sampled("grpo seed 0", lambda kind: 0.875),
+        history,
+        probes,
+    )
+
+
+def found(artefacts: Artefacts) -> set[str]:
+    return {finding.sign for finding in diagnose(artefacts) if finding.found}
+
+
+def history_with(artefacts: Artefacts, **columns: object) -> Artefacts:
+    return replace(artefacts, history=artefacts.history.assign(**columns))
+
+
+def probes_with(artefacts: Artefacts, **columns: object) -> Artefacts:
+    return replace(artefacts, probes=artefacts.probes.assign(**columns))
+
+
+def stopped(artefacts: Artefacts) -> Artefacts:
+    """Dev pass@1 rises up to half time and no more."""
+    rising = np.minimum(artefacts.probes.rollout, ROLLOUTS // 2)
+    return probes_with(artefacts, pass_at_1=0.75 + 0.01 * rising)
+
+
+def late(artefacts: Artefacts, column: str, value: float) -> Artefacts:
+    """A column of the history that takes another value in the last half of training."""
+    values = artefacts.history[column].where(artefacts.history.rollout <= ROLLOUTS // 2, value)
+    return history_with(artefacts, **{column: values})
+
+
+def kinds_with(artefacts: Artefacts, kind: str) -> Artefacts:
+    return replace(artefacts, tuned=sampled("grpo seed 0", lambda each: 0.5 if each == kind else 0.875))
+
+
+def arms_with(artefacts: Artefacts, arm: str, right: float) -> Artefacts:
+    """One arm right in another share of its samples than direct, whose share is .75."""
+    arms = [sampled("direct", lambda kind: 0.75), sampled(arm, lambda kind: right)]
+    return replace(artefacts, samples=pd.concat(arms))
+
+
+FAILURES: dict[str, Callable[[Artefacts], Artefacts]] = {
+    "naive chains: pass@1 falls, pass@k does not": lambda a: arms_with(a, "naive", 0.5),
+    "naive chains: pass@1 and pass@k fall": lambda a: arms_with(a, "naive", 0.0),
+    "progressive chains: pass@1 falls, pass@k does not": lambda a: arms_with(a, "progressive", 0.5),
+    "progressive chains: pass@1 and pass@k fall": lambda a: arms_with(a, "progressive", 0.0),
+    "reward plateau: entropy collapse": lambda a: late(stopped(a), "entropy", 0.001),
+    "reward plateau: saturated prompts": lambda a: late(stopped(a), "zero_variance_share", 0.9),
+    "knowledge pairs lag: knowledge is missing": lambda a: kinds_with(a, "knowledge"),
+    "boundary pairs lag: a rule is missing": lambda a: kinds_with(a, "boundary"),
+    "visual pairs lag: the captions miss what decides": lambda a: kinds_with(a, "visual"),
+    "format is lost": lambda a: probes_with(a, parse_rate=0.98 - 0.03 * a.probes.rollout),
+    "reasoning is empty": lambda a: late(a, "no_reasoning_share", 0.6),
+    "length drifts up": lambda a: probes_with(a, mean_tokens=40 + 3 * a.probes.rollout),
+    "one label for everything": lambda a: late(a, "top_label_share", 0.95),
+    "groups without signal": lambda a: history_with(a, idle_share=0.6),
+    "idle clips": lambda a: history_with(a, clip_low=0.0, clip_high=0.0),
+    "pass@k is lost": lambda a: probes_with(a, pass_at_k=0.95 - 0.01 * a.probes.rollout),
+}
+
+
+def test_a_healthy_run_is_judged_on_every_sign_and_clear_of_all(healthy: Artefacts) -> None:
+    findings = diagnose(healthy)
+    assert {finding.sign for finding in findings} == set(FAILURES)
+    assert [finding for finding in findings if finding.found] == []
+    table = findings_table(findings)
+    assert set(table.verdict) == {"clear"}
+    assert set(table.remedy) == {""}
+    assert table.evidence.str.contains(r"\d").all(), "every verdict has its numbers"
+
+
+@pytest.mark.parametrize("sign", FAILURES)
+def test_a_run_made_to_fail_in_one_way_shows_that_sign_alone(healthy: Artefacts, sign: str) -> None:
+    failing = FAILURES[sign](healthy)
+    assert found(failing) == {sign}
+    first = findings_table(diagnose(failing)).iloc[0]
+    assert (first.sign, first.verdict) == (sign, "FOUND"), "what was found stands first"
+    assert len(first.remedy) > 20
+
+
+def test_entropy_may_fall_and_prompts_be_used_up_while_dev_pairs_still_improve(healthy: Artefacts) -> None:
+    assert found(late(healthy, "entropy", 0.001)) == set()
+    assert found(late(healthy, "zero_variance_share", 0.9)) == set()
+    assert found(stopped(healthy)) == set(), "stopping is no sign without its cause"
+
+
+def test_strictly_on_policy_runs_have_no_clips_to_be_idle(healthy: Artefacts) -> None:
+    once = healthy.history[healthy.history.step % 2 == 1]
+    findings = diagnose(history_with(replace(healthy, history=once), clip_low=0.0, clip_high=0.0))
+    assert "idle clips" not in {finding.sign for finding in findings}
+
+
+def test_what_cannot_be_judged_is_left_out(healthy: Artefacts) -> None:
+    nothing = pd.DataFrame()
+    assert diagnose(Artefacts(healthy.pairs, nothing, nothing, nothing, nothing)) == []
+    short = replace(healthy, history=healthy.history[healthy.history.rollout < 4])
+    judged = {finding.sign.split()[0] for finding in diagnose(short)}
+    assert judged == {"naive", "progressive", "knowledge", "boundary", "visual"}
+    few = replace(healthy, pairs=healthy.pairs.assign(kind="plain"))
+    assert not any("lag" in finding.sign for finding in diagnose(few))
+
+
+def test_the_rows_are_read_from_the_stages_and_of_the_recipe_alone(
+    healthy: Artefacts, tmp_path: Path
+) -> None:
+    run = tmp_path / "demo"
+    with pytest.raises(ArtifactError, match="lore run --run demo"):
+        read_artefacts(run)
+    other = healthy.history.assign(variant="other", top_label_share=1.0)
+    write_parquet(healthy.pairs.assign(prompt="x"), run / "01_features" / "prompts.parquet")
+    write_parquet(healthy.samples, run / "04_pass_at_8" / "samples.parquet")
+    write_parquet(healthy.tuned, run / "05_grpo" / "samples.parquet")
+    write_parquet(pd.concat([healthy.history, other]), run / "05_grpo" / "history.parquet")
+    write_parquet(healthy.probes, run / "05_grpo" / "probes.parquet")
+    read = read_artefacts(run)
+    assert set(read.history.variant) == {"recipe"}
+    assert findings_table(diagnose(read)).equals(findings_table(diagnose(healthy)))
+    assert recipe(pd.DataFrame()).empty
