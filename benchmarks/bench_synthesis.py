@@ -1,4 +1,4 @@
-"""Batch synthesis at rising sizes: one process, Ray Data with one and two workers, a second run from the cache.
+"""Batch synthesis at rising sizes: in one process, on Ray Data with one and two workers, and from the cache.
 
     python benchmarks/bench_synthesis.py [--largest 100000]
 

@@ -37,6 +37,10 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(MODEL)]
     command += ["--served-model-name", "nano", "--dtype", "float32", "--enforce-eager", "--port", str(PORT)]
     command += ["--host", "127.0.0.1", "--max-num-seqs", "16"]
+    command += [
+        "--hf-overrides",
+        '{"max_position_embeddings": 8192}',
+    ]  # the teacher's prompt is longer than nano's
     log = (tmp_path_factory.mktemp("vllm") / "server.log").open("w")
     server = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | settings)
     try:
