@@ -100,7 +100,7 @@ _SPECS = (
             f"{t}.parquet" for t in ("items", "queries", "pairs", "clicks", "captions", "prompts", "ablation")
         ),
         headlines=("pass@1, all pairs",),
-        minutes=(0.6, 2, 20, 120),
+        minutes=(0.6, 3.2, 20, 120),
     ),
     _spec(
         "02_cot_synthesis",
