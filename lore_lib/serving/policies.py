@@ -1,4 +1,4 @@
-"""Which scores a full cache should keep: eviction policies of kept libraries beside bounds that know the future.
+"""Which scores a full cache should keep: eviction policies of kept libraries, and bounds that see the future.
 
 A key is a pair and the version of its item, so a changed item is a new key and its old score dead weight.
 All take a trace of keys and say of each request whether it was a hit; a miss brings its key in, where the
@@ -16,10 +16,12 @@ import pandas as pd
 import theine
 from numba import njit
 
+from lore_lib.config import ServingConfig
 from lore_lib.errors import DataError
+from lore_lib.sampling.intervals import Floats
 from lore_lib.serving.router import Mask
 from lore_lib.serving.strata import DecayedCounts
-from lore_lib.serving.traffic import Chunk, Ints
+from lore_lib.serving.traffic import Chunk, Ints, request_stream
 
 Policy = Callable[[Ints, int], Mask]
 
@@ -100,6 +102,23 @@ def clairvoyant_refill(keys: Ints, capacity: int, period: int) -> Mask:
         hits.append((held & seen)[part])
         seen[part] = True
     return np.concatenate([*hits, np.empty(0, dtype=bool)])
+
+
+def compare_on(
+    shares: Floats, pairs_per_query: int, config: ServingConfig, rng: np.random.Generator
+) -> pd.DataFrame:
+    """`compare` on three days of the planned traffic, the first to warm up, with the planned cache.
+
+    Args:
+        shares: (queries,) of the traffic by rank.
+        pairs_per_query: of every query.
+        config: the plan; a day has an eighth of its requests, at least 1,000.
+        rng: source of the traffic.
+    """
+    day, each = max(config.requests // 8, 1000), np.full(len(shares), pairs_per_query)
+    stream = request_stream(shares, each, config, 3 * day, 1.0, float(day), rng)
+    keys, period = trace(stream, int(each.sum())), max(round(day / config.refills_per_day), 1)
+    return compare(keys, max(config.cache_pairs, 1), since=day, period=period)
 
 
 def compare(keys: Ints, capacity: int, since: int, period: int) -> pd.DataFrame:

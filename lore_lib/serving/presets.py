@@ -1,8 +1,10 @@
 """Published accounts of served traffic, as settings of the simulator: what was published, what we assume."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -46,6 +48,22 @@ class Preset(BaseModel):
         population = doubles(judged, config.queries, generator(seed, "doubles"))
         at = Pace(self.per_second, config.requests / config.days / self.per_second)
         return simulate(population, shares, self.policy, config, times, seed, at)
+
+    def account(self, seed: int, requests: int, llm_ms: Sequence[float]) -> pd.DataFrame:
+        """What follows from it, one row per latency of the LLM, the other settings alike.
+
+        Args:
+            seed: of the traffic.
+            requests: at most so many; its own number where that is less.
+            llm_ms: mean milliseconds of the LLM.
+        """
+        config, none = self.config(), np.random.default_rng(0)  # no bootstrap, so nothing is drawn
+        size, mean_ms = min(config.requests, requests), self.times.times().llm_ms.mean()
+        rows = {}
+        for ms in llm_ms:
+            tally = self.run(seed, requests=size, llm_slowdown=float(ms / mean_ms))
+            rows[ms] = tally.summary(config, 0, none).iloc[-1]
+        return pd.DataFrame(rows).T.drop(columns="stratum").astype(float).rename_axis("llm_ms")
 
 
 def read_preset(name: str) -> Preset:

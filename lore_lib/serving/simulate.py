@@ -36,13 +36,16 @@ class Pace(NamedTuple):
 def pace(config: ServingConfig, shares: Floats, times: ServiceTimes) -> Pace:
     """The rate at which the tail alone keeps the LLM's workers busy as much as `config.llm_utilisation` says.
 
+    The tail is what strata leave to it half way through, of as many distinct queries as are expected by then.
     So a slow machine gets less traffic and no longer queue, and two machines compare. The day is as long as
     it takes for `config.requests` to fill `config.days`.
 
     Raises:
         DataError: no query is tail.
     """
-    tail = shares[ceil((config.head_share + config.torso_share) * len(shares) - 1e-9) :].sum()
+    asked = config.requests / config.days * (WARM_UP_DAYS + config.days / 2)
+    seen = -np.expm1(asked * np.log1p(-np.minimum(shares, 1 - 1e-12))).sum()  # distinct queries, expected
+    tail = shares[ceil((config.head_share + config.torso_share) * seen - 1e-9) :].sum()
     work_s = times.llm_ms.mean() * config.llm_slowdown / 1000
     rate = arrival_rate(config.llm_utilisation, float(tail), work_s, config.llm_workers)
     return Pace(rate, config.requests / config.days / rate)

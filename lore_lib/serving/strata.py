@@ -3,7 +3,6 @@
 from math import ceil
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from lore_lib.errors import DataError
@@ -128,14 +127,6 @@ def stratify(counts: Floats, head_share: float, torso_share: float) -> Codes:
     codes[np.argsort(-counts, kind="stable")[:torso]] = TORSO
     codes[np.argsort(-counts, kind="stable")[:head]] = HEAD
     return codes
-
-
-def thresholds(counts: Floats, codes: Codes) -> pd.Series:
-    """The rule that `stratify` came to: the least past count of a query of the head, and of the torso."""
-    return pd.Series(
-        {STRATA[code]: counts[codes == code].min(initial=np.inf) for code in (HEAD, TORSO)},
-        name="asked at least",
-    )
 
 
 Counter = DecayedCounts | CountMin

@@ -17,11 +17,14 @@ from lore_lib.serving.traffic import Ints
 
 MILLION = 1_000_000
 HOUR_S = 3600
-FASTEST_MS, SLOWEST_MS, RATIO = 1e-4, 1e7, 1.01  # latency cells: 100 ns to 3 hours, each 1 % wide
+FASTEST_MS, SLOWEST_MS, RATIO = 1e-5, 1e7, 1.01  # latency cells: 10 ns to 3 hours, each 1 % wide
 _CELLS = int(np.log(SLOWEST_MS / FASTEST_MS) / np.log(RATIO)) + 1
 _EDGES = FASTEST_MS * RATIO ** np.arange(_CELLS + 1)
 _SHAPE = (4, UNREAD + 1)  # gold x predicted
 GOOD_PAGE = 0.5  # a page is rated Good or Mid when at least this share of what it shows is relevant
+_RIGHT = (
+    np.equal.outer([0, 0, 1, 1], [0, 0, 1, 1, -1]).astype(float).ravel()
+)  # cells on the same side of L2|L3
 QUALITY = ("acc@2", "macro_f1", "item_goodrate", "query_goodrate")
 
 
@@ -131,6 +134,26 @@ class Tally:
         ]
         return pd.DataFrame([*rows, self._row("all", list(range(len(STRATA))), config, resamples, rng)])
 
+    def good(self) -> Floats:
+        """What adds up over requests: (strata, sources, 4): right by acc@2, by both GoodRates, all."""
+        cells = self._confusion.reshape(len(STRATA), self._sources, -1)
+        return np.stack(
+            [
+                np.column_stack([part @ _RIGHT, self._pages(routes)])
+                for part, routes in zip(
+                    cells, self._routes.reshape(len(STRATA), self._sources, 4), strict=True
+                )
+            ]
+        )
+
+    def _pages(self, routes: NDArray[np.int64]) -> Floats:
+        """Requests x goodness of the page they saw, by item and by query, and all requests: (sources, 3)."""
+        by_llm, count = routes[:, CACHE] + routes[:, LLM], routes.sum(axis=1)
+        pages = [
+            by_llm * page[0] + (count - by_llm) * page[1] for page in (self._page, self._page >= GOOD_PAGE)
+        ]
+        return np.column_stack([*pages, count]).astype(float)
+
     def _row(
         self, name: str, codes: list[int], config: ServingConfig, resamples: int, rng: np.random.Generator
     ) -> dict[str, float | str]:
@@ -165,7 +188,7 @@ class Tally:
             "student_s_per_million": cpu_s * per,
             "money_per_million": money * per,
             "rented_per_million": rented * per if stratum is None else np.nan,
-            "student_load": cpu_s / self.seconds,
+            "student_load": cpu_s / self.seconds if self.seconds else 0.0,
             "llm_load": gpu_s / self.worker_s if self.worker_s else 0.0,
         }
 
@@ -174,12 +197,7 @@ class Tally:
     ) -> dict[str, float]:
         width = _SHAPE[0] * _SHAPE[1]
         matrices = self._confusion.reshape(len(STRATA), self._sources, width)[codes].sum(axis=0)
-        by_llm = routes[:, CACHE] + routes[:, LLM]
-        by_student = routes.sum(axis=1) - by_llm
-        pages = [
-            by_llm * page[0] + by_student * page[1] for page in (self._page, self._page >= GOOD_PAGE)
-        ]  # requests x goodness of the page they saw
-        totals = np.column_stack([matrices, *pages, routes.sum(axis=1)]).astype(float)
+        totals = np.column_stack([matrices, self._pages(routes)]).astype(float)
         totals = totals[totals[:, -1] > 0]
         point = _quality_of(totals.sum(axis=0)[None])
         found = {name: float(value[0]) for name, value in point.items()}
@@ -200,3 +218,33 @@ def _quality_of(totals: Floats) -> dict[str, Floats]:
     item, query, count = (totals[..., place] for place in (-3, -2, -1))
     values = (judged["acc@2"], judged["macro_f1"], item / count, query / count)
     return dict(zip(QUALITY, values, strict=True))
+
+
+def contributions(before: Tally, after: Tally, resamples: int, rng: np.random.Generator) -> pd.DataFrame:
+    """What each stratum adds to the whole when one way of serving replaces another on the same requests.
+
+    A stratum's part is its share of the traffic times the gain within it, so the parts sum to the whole gain.
+
+    Args:
+        before: the old way.
+        after: the new one.
+        resamples: bootstrap draws over judged queries, the same ones for both ways.
+        rng: source of the draws.
+
+    Returns:
+        part (a stratum, or "all"), metric, value, low, high.
+    """
+    columns = ("acc@2", "item GoodRate", "query GoodRate")
+    old, new = before.good(), after.good()
+    count = new[..., -1].sum()
+    gain = new[..., :-1] / count - old[..., :-1] / old[..., -1].sum()
+    totals = np.concatenate([gain, gain.sum(axis=0)[None]]).swapaxes(0, 1)  # (sources, strata + 1, 3)
+    flat = np.column_stack([totals.reshape(len(totals), -1), new[..., -1].sum(axis=0) / count])
+    draws = resample_totals(flat, resamples, rng)
+    draws = draws[:, :-1] / draws[:, -1:]
+    places = [(part, metric) for part in (*STRATA, "all") for metric in columns]
+    ends = [percentile_interval(column) for column in draws.T]
+    return pd.DataFrame(
+        {"part": part, "metric": metric, "value": value, "low": low, "high": high}
+        for (part, metric), value, (low, high) in zip(places, flat[:, :-1].sum(axis=0), ends, strict=True)
+    )

@@ -103,6 +103,26 @@ def fit_zipf(counts: pd.Series | NDArray[np.generic], least: int = 10) -> ZipfFi
     return ZipfFit(law, (low[0], high[0]), (low[1], high[1]), len(asked), float(gaps.max()))
 
 
+def law_of(log: pd.Series, config: ServingConfig) -> tuple[ZipfMandelbrot, str]:
+    """The law that the config names, or the one fitted to a log, and how it came about in words.
+
+    Args:
+        log: requests per query.
+        config: zipf_exponent (None: fit), zipf_shift.
+
+    Raises:
+        DataError: as in `fit_zipf`.
+    """
+    if config.zipf_exponent is not None:
+        law = ZipfMandelbrot(config.zipf_exponent, config.zipf_shift)
+        return law, f"s = {law.exponent:g}, q = {law.shift:g}, as set"
+    fit = fit_zipf(log)
+    (low, high), (least, most) = fit.exponent_interval, fit.shift_interval
+    exponent = f"s = {fit.law.exponent:.3f} [{low:.3f}, {high:.3f}]"
+    shift = f"q = {fit.law.shift:.2f} [{least:.2f}, {most:.2f}]"
+    return fit.law, f"{exponent}, {shift}, fitted to {fit.ranks} queries of the log, misfit {fit.misfit:.3f}"
+
+
 def _log_weights(at: Floats, ranks: Ints) -> tuple[Floats, Floats]:
     """Log weights of the ranks and their slopes by (exponent, shift): (ranks,), (2, ranks)."""
     exponent, shift = at

@@ -15,7 +15,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib import figure as mpl
 from matplotlib.axes import Axes
-from matplotlib.ticker import EngFormatter, FuncFormatter, PercentFormatter
+from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike, NDArray
 
 from lore_lib.sampling.strata import STRATA
@@ -202,9 +202,9 @@ def training_curves(rows: pd.DataFrame, title: str) -> Figure:
     """What GRPO logs, one panel per quantity: the mean over seeds and the band from lowest to highest seed.
 
     Args:
-        rows: long form: step, seed, panel, series, value. Panels and series appear in the order given; for
-            example panel "reward" with series "outcome" and "format", panel "clipped tokens" with "low" and
-            "high".
+        rows: long form: rollout, seed, panel, series, value, as `health_rows` and `variant_rows` of
+            `training.grpo` give them. Panels and series appear in the order given; series that all share
+            get one legend.
         title: what is seen.
     """
     panels = list(dict.fromkeys(rows["panel"]))
@@ -212,20 +212,26 @@ def training_curves(rows: pd.DataFrame, title: str) -> Figure:
     lines = -(-len(panels) // columns)
     figure = Figure(figsize=(SIZE[0] * 1.3, 2.4 * lines + 0.5), layout="constrained")
     grid = figure.subplots(lines, columns, squeeze=False, sharex=True).ravel()
+    shared = len(panels) > 1 and rows.groupby("panel")["series"].nunique().eq(rows["series"].nunique()).all()
     for axes, panel in zip(grid, panels, strict=False):
         part = rows[rows["panel"] == panel]
-        spread = part.groupby(["series", "step"], sort=False)["value"].agg(
+        spread = part.groupby(["series", "rollout"], sort=False)["value"].agg(
             value="mean", low="min", high="max"
         )
-        _bands(axes, spread.reset_index().sort_values("step", kind="stable"), "step", "series", marker=False)
+        ordered = spread.reset_index().sort_values("rollout", kind="stable")
+        _bands(axes, ordered, "rollout", "series", marker=False)
         axes.set_title(panel, fontsize=10)
         _tidy(axes, "y")
-        if part["series"].nunique() > 1:
+        if part["series"].nunique() > 1 and not shared:
             axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    if shared and rows["series"].nunique() > 1:
+        lines_of, names = grid[0].get_legend_handles_labels()
+        figure.legend(lines_of, names, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     for axes in grid[len(panels) :]:
         axes.remove()
     for axes in grid[max(0, len(panels) - columns) : len(panels)]:
-        axes.set_xlabel("optimiser step")
+        axes.set_xlabel("rollout")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.tick_params(labelbottom=True)
     seeds = rows["seed"].nunique()
     band = f" (band: lowest to highest of {seeds} seeds)" if seeds > 1 else ""
@@ -331,37 +337,128 @@ def latency_cdf(latencies_ms: Mapping[str, NDArray[np.float64]], title: str) -> 
     return _legend_right(figure, axes)
 
 
-def frontier_figure(table: pd.DataFrame, title: str, cost: str, quality: str) -> Figure:
-    """Quality against cost of each routing policy; up and left is better.
+def tradeoff_figure(table: pd.DataFrame, title: str, quality: str, slo_ms: float) -> Figure:
+    """Quality against money and against tail latency; up and left is better in both.
 
-    The cost axis turns logarithmic, with a place for 0, when the costs above 0 span more than a decade.
+    Settings of one policy are joined by a line, in the order given. A band marks latencies over the promise.
 
     Args:
-        table: policy, cost, value, low, high.
+        table: policy, money_per_million, p95_ms, value, low, high.
         title: what is seen.
-        cost: name and unit of the cost axis, such as "p95 latency (ms)".
         quality: name of the quality axis.
+        slo_ms: latency promised at the 95th percentile.
     """
-    figure, axes = _canvas(title)
-    for index, policy in enumerate(table["policy"]):
-        row = table.iloc[[index]]
+    figure, (left, right) = _panels(title, 2, sharey=True)
+    for axes, cost in ((left, "money_per_million"), (right, "p95_ms")):
+        _tidy(axes, "y")
+        for index, (policy, rows) in enumerate(table.groupby("policy", sort=False)):
+            axes.errorbar(
+                rows[cost] / (1000 if axes is right else 1),
+                rows["value"],
+                yerr=_arms(rows),
+                fmt=MARKERS[index % len(MARKERS)],
+                linestyle=_dash(index),
+                linewidth=1,
+                markersize=6,
+                capsize=2,
+                color=PALETTE[index % len(PALETTE)],
+                label=policy,
+            )
+        axes.set_xscale("log")
+    left.set_xlabel("money per million requests (log scale)")
+    left.set_ylabel(f"{quality}, 95 % interval")
+    right.set_xlabel("p95 latency (log scale)")
+    right.xaxis.set_major_formatter(EngFormatter("s"))
+    right.axvspan(
+        slo_ms / 1000,
+        max(right.get_xlim()[1], slo_ms / 500),
+        color=GREY,
+        alpha=0.15,
+        label="over the promise",
+    )
+    return _legend_right(figure, right)
+
+
+def sensitivity_figure(table: pd.DataFrame, title: str) -> Figure:
+    """How shares of the traffic and quality move with each knob, one panel per knob, bands over seeds.
+
+    Args:
+        table: knob, setting (a number), metric (a share of 1), value, low, high.
+        title: what is seen.
+    """
+    knobs = list(dict.fromkeys(table["knob"]))
+    figure, panels = _panels(title, len(knobs), sharey=True)
+    for axes, knob in zip(panels, knobs, strict=True):
+        _tidy(axes, "y")
+        _bands(axes, table[table["knob"] == knob], "setting", "metric")
+        axes.set_xlabel(knob)
+    _share_axis(panels[0], "share of the requests, or score")
+    return _legend_right(figure, panels[-1])
+
+
+def serving_card(strata: pd.DataFrame, latency_ms: NDArray[np.float64], title: str, slo_ms: float) -> Figure:
+    """One setting at a glance: who answers which part of the traffic, and how long that takes.
+
+    Args:
+        strata: stratum, share, from_cache, from_student, from_llm, fallback (shares of the stratum), as
+            `serving.tally.Tally.summary` gives them.
+        latency_ms: (levels,) latency quantiles at even levels from 0 to 1.
+        title: what is seen.
+        slo_ms: latency promised at the 95th percentile.
+    """
+    figure, (left, right) = _panels(title, 2, sharey=False)
+    rows = strata[strata["stratum"] != "all"]
+    parts = {
+        "cache": rows["from_cache"],
+        "student": rows["from_student"] - rows["fallback"],
+        "LLM": rows["from_llm"],
+        "student, as the LLM had no time": rows["fallback"],
+    }
+    base = np.zeros(len(rows))
+    for index, (name, share) in enumerate(parts.items()):
+        height = (share * rows["share"]).to_numpy(dtype=float)
+        left.bar(rows["stratum"], height, bottom=base, color=PALETTE[index], label=name, width=0.6)
+        base += height
+    _tidy(left, "y")
+    _share_axis(left, "share of the requests")
+    _tidy(right, "y")
+    right.plot(latency_ms / 1000, np.linspace(0, 1, len(latency_ms)), color="black", linewidth=1.5)
+    right.axvline(
+        slo_ms / 1000, color=PALETTE[1], linestyle="dashed", label=f"promised at 95 %: {slo_ms:g} ms"
+    )
+    right.axhline(0.95, color=GREY, linestyle="dotted", label="95 %")
+    right.set_xscale("log")
+    right.xaxis.set_major_formatter(EngFormatter("s"))
+    right.set_xlabel("latency (log scale)")
+    _share_axis(right, "share of the requests answered")
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    return figure
+
+
+def gains_figure(table: pd.DataFrame, title: str) -> Figure:
+    """What each part adds to the whole, in points, with intervals.
+
+    Args:
+        table: part, metric, value, low, high (1 point = 0.01).
+        title: what is seen.
+    """
+    figure, axes = _canvas(title, grid="x")
+    parts, metrics = list(dict.fromkeys(table["part"])), list(dict.fromkeys(table["metric"]))
+    for index, metric in enumerate(metrics):
+        rows = table[table["metric"] == metric].set_index("part").reindex(parts)
         axes.errorbar(
-            row["cost"],
-            row["value"],
-            yerr=_arms(row),
+            rows["value"] * 100,
+            np.arange(len(parts)) + _offsets(len(metrics))[index],
+            xerr=_arms(rows) * 100,
             fmt=MARKERS[index % len(MARKERS)],
-            markersize=8,
-            capsize=3,
             color=PALETTE[index % len(PALETTE)],
-            label=policy,
+            capsize=3,
+            label=metric,
         )
-    paid = table["cost"][table["cost"] > 0]
-    if len(paid) and paid.max() > 10 * paid.min():
-        axes.set_xscale("symlog", linthresh=paid.min())
-        axes.set_xlim(left=-0.1 * paid.min())
-        cost += " (log scale)"
-    axes.set_xlabel(cost)
-    axes.set_ylabel(f"{quality}, 95 % interval")
+    axes.axvline(0, color=GREY, linewidth=1)
+    axes.set_yticks(range(len(parts)), parts)
+    axes.invert_yaxis()
+    axes.set_xlabel("points gained, 95 % interval")
     return _legend_right(figure, axes)
 
 
@@ -440,6 +537,12 @@ def _canvas(title: str, grid: Literal["x", "y"] = "y") -> tuple[Figure, Axes]:
     figure.suptitle(fill(title, TITLE_CHARACTERS), fontsize=11, x=0.01, horizontalalignment="left")
     _tidy(axes, grid)
     return figure, axes
+
+
+def _panels(title: str, count: int, sharey: bool) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(SIZE[0] * 1.35, SIZE[1]), layout="constrained")
+    figure.suptitle(fill(title, TITLE_CHARACTERS), fontsize=11, x=0.01, horizontalalignment="left")
+    return figure, list(figure.subplots(1, count, sharey=sharey, squeeze=False)[0])
 
 
 def _tidy(axes: Axes, grid: Literal["x", "y"]) -> None:

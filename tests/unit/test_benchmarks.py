@@ -70,3 +70,15 @@ def test_both_ways_of_captioning_name_the_same_colours(
     assert by_hand == by_library
     assert by_hand.total() == 40
     assert len(by_hand) > 8
+
+
+def test_both_ways_of_updating_have_the_same_loss(
+    root: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    bench: Any = importlib.import_module("bench_grpo")
+    rollout = bench.rollout_of(12)
+    rollout = {name: rows % 300 if name.endswith("_ids") else rows for name, rows in rollout.items()}
+    plain, lean = (bench.update(bench.trainer_of(way, str(tiny_model)), rollout) for way in bench.WAYS)
+    assert abs(plain) > 1e-3
+    assert lean == pytest.approx(plain, rel=1e-4)

@@ -32,14 +32,14 @@ def training_rows(seeds: int) -> pd.DataFrame:
     return pd.DataFrame(
         [
             {
-                "step": step,
+                "rollout": rollout,
                 "seed": seed,
                 "panel": panel,
                 "series": name,
-                "value": 0.5 + 0.01 * step + 0.1 * seed,
+                "value": 0.5 + 0.01 * rollout + 0.1 * seed,
             }
             for seed in range(seeds)
-            for step in range(0, 30, 5)
+            for rollout in range(0, 30, 5)
             for panel, names in panels.items()
             for name in names
         ]
@@ -67,7 +67,36 @@ LOSSES = pd.DataFrame(
 )
 FUNNEL = pd.DataFrame({"step": ["drawn", "parsed", "label agrees with gold"], "kept": [3000, 2900, 0]})
 POLICIES = pd.DataFrame(
-    [{"policy": f"p{i}", "cost": cost, **interval(0.8)} for i, cost in enumerate((0.0, 300.0, 9000.0))]
+    [
+        {"policy": policy, "money_per_million": money, "p95_ms": 40 * money, **interval(0.7 + money / 400)}
+        for policy, spent in (("all student", (1.0,)), ("stratified", (5.0, 20.0, 60.0)))
+        for money in spent
+    ]
+)
+KNOBS = pd.DataFrame(
+    [
+        {"knob": knob, "setting": setting, "metric": metric, **interval(0.4 + setting / 5)}
+        for knob in ("Zipf exponent", "drift per day")
+        for metric in ("from cache", "macro-F1")
+        for setting in (0.5, 1.0, 1.5)
+    ]
+)
+ANSWERED = pd.DataFrame(
+    {
+        "stratum": ["head", "torso", "tail", "all"],
+        "share": [0.5, 0.2, 0.3, 1.0],
+        "from_cache": [0.9, 0.0, 0.0, 0.45],
+        "from_student": [0.1, 1.0, 0.2, 0.31],
+        "from_llm": [0.0, 0.0, 0.8, 0.24],
+        "fallback": [0.0, 0.0, 0.2, 0.06],
+    }
+)
+GAINS = pd.DataFrame(
+    [
+        {"part": part, "metric": metric, **interval(gain)}
+        for part, gain in (("head", 0.04), ("torso", 0.0), ("tail", -0.01))
+        for metric in ("acc@2", "item GoodRate")
+    ]
 )
 DIFFERENCES = pd.DataFrame(
     [
@@ -105,9 +134,10 @@ DRAWN: dict[str, Callable[[], Figure]] = {
     "funnel_bars": lambda: figures.funnel_bars(FUNNEL, TITLE),
     "confusion_heatmap": lambda: figures.confusion_heatmap(CONFUSION, TITLE),
     "latency_cdf": lambda: figures.latency_cdf(TIMES, TITLE),
-    "frontier_figure": lambda: figures.frontier_figure(
-        POLICIES, TITLE, "LLM seconds per million requests", "acc@2"
-    ),
+    "tradeoff_figure": lambda: figures.tradeoff_figure(POLICIES, TITLE, "macro-F1", 1000),
+    "sensitivity_figure": lambda: figures.sensitivity_figure(KNOBS, TITLE),
+    "serving_card": lambda: figures.serving_card(ANSWERED, np.geomspace(0.01, 3000, 101), TITLE, 1000),
+    "gains_figure": lambda: figures.gains_figure(GAINS, TITLE),
     "frequency_figure": lambda: figures.frequency_figure(PAST, SPANS, TITLE),
     "label_counts": lambda: figures.label_counts(LABELS, TITLE),
     "token_lengths": lambda: figures.token_lengths(
@@ -155,6 +185,16 @@ def test_training_curves_say_what_the_band_is(seeds: int) -> None:
     assert [axes.get_title() for axes in figure.axes] == ["reward", "entropy (nats)", "dev probe"]
     line = figure.axes[0].get_lines()[0]
     assert line.get_ydata() == pytest.approx(0.5 + 0.01 * np.arange(0, 30, 5) + 0.05 * (seeds - 1))
+    assert figure.legends == []
+
+
+def test_series_that_all_panels_share_have_one_legend() -> None:
+    rows = training_rows(2)
+    ways = pd.concat(rows.assign(series=name) for name in ("clip_higher", "on_policy"))
+    figure = figures.training_curves(ways, "three ways")
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["clip_higher", "on_policy"]
+    assert all(axes.get_legend() is None for axes in figure.axes)
 
 
 def test_effects_show_values_intervals_and_chance() -> None:
@@ -174,16 +214,17 @@ def test_the_ladder_shows_values_pairs_and_what_needs_no_model() -> None:
     assert set(legend) == {"all pairs (n=240)", "visual pairs (n=40)", "majority label (0.30)"}
 
 
-@pytest.mark.parametrize(
-    ("costs", "scale"), [((0, 0, 0), "linear"), ((0, 30, 200), "linear"), ((0, 10, 900), "symlog")]
-)
-def test_frontier_has_a_place_for_0_and_a_log_scale_only_over_decades(
-    costs: tuple[float, ...], scale: str
-) -> None:
-    (axes,) = figures.frontier_figure(POLICIES.assign(cost=costs), TITLE, "seconds", "acc@2").axes
-    assert axes.get_xlim()[0] < 0
-    assert axes.get_xscale() == scale
-    assert ("log scale" in axes.get_xlabel()) == (scale == "symlog")
+def test_tradeoff_shows_money_and_latency_of_each_setting() -> None:
+    left, right = figures.tradeoff_figure(POLICIES, TITLE, "macro-F1", 1000).axes
+    assert left.containers[1].lines[0].get_xdata() == pytest.approx([5, 20, 60])
+    assert right.containers[1].lines[0].get_xdata() == pytest.approx([0.2, 0.8, 2.4])  # seconds
+    assert left.get_xscale() == right.get_xscale() == "log"
+
+
+def test_serving_card_bars_add_up_to_the_traffic() -> None:
+    left, right = figures.serving_card(ANSWERED, np.geomspace(0.01, 3000, 101), TITLE, 1000).axes
+    assert sum(bar.get_height() for bar in left.patches) == pytest.approx(1)
+    assert right.get_lines()[0].get_xdata()[-1] == pytest.approx(3)
 
 
 def test_differences_are_filled_where_their_interval_leaves_0_out() -> None:
