@@ -11,7 +11,8 @@ from lore_lib.sampling.engine import HfEngine, Sampling, load_model, load_tokeni
 from lore_lib.training.convert import convert_gguf
 
 HIDDEN, HEADS, KV, INNER, BLOCKS = 32, 4, 2, 64, 2
-WORDS = [*(chr(code) for code in range(33, 127)), "Ġ", "Ċ", "ab", "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+WORDS = [*(chr(code) for code in range(33, 127)), "Ġ", "Ċ", "ab", *SPECIAL]
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -32,7 +33,7 @@ def write_gguf(path: Path, template: str | None) -> dict[str, torch.Tensor]:
     writer.add_vocab_size(len(WORDS))
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(WORDS)
-    writer.add_token_types([1] * (len(WORDS) - 3) + [3] * 3)
+    writer.add_token_types([1] * (len(WORDS) - len(SPECIAL)) + [3] * len(SPECIAL))
     writer.add_token_merges(["a b"])
     writer.add_bos_token_id(len(WORDS) - 2)
     writer.add_eos_token_id(len(WORDS) - 1)
