@@ -407,6 +407,7 @@ def load_command(
     url: Annotated[str, typer.Option(help="Of a running service.")] = "http://127.0.0.1:8080",
     out: Annotated[Path | None, typer.Option(help="Parquet file for one row per answer.")] = None,
     connections: Annotated[int, typer.Option(min=1, help="Held open at most.")] = 1000,
+    in_turn: Annotated[int, typer.Option(min=0, help="First rows to ask one at a time beforehand.")] = 0,
 ) -> None:
     """Replay a trace at a running service, each request at its moment, and time every answer."""
     import asyncio
@@ -414,10 +415,10 @@ def load_command(
     from lore_lib.artifacts import read_parquet, write_parquet
     from lore_lib.serving.load import replay, summary
 
-    answers = asyncio.run(replay(url, read_parquet(trace), connections))
+    answers = asyncio.run(replay(url, read_parquet(trace), connections, in_turn))
     if out:
         write_parquet(answers, out)
-    for name, value in summary(answers).items():
+    for name, value in summary(answers.iloc[in_turn:]).items():
         typer.echo(f"{name:15} {value:,.3f}")
 
 

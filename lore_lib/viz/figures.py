@@ -462,6 +462,33 @@ def gains_figure(table: pd.DataFrame, title: str) -> Figure:
     return _legend_right(figure, axes)
 
 
+def reliability_figure(curves: Mapping[str, pd.DataFrame], title: str) -> Figure:
+    """How often a judge is right among answers of like confidence; on the diagonal it is as right as it is sure.
+
+    The size of a marker follows the number of answers in its bin.
+
+    Args:
+        curves: name -> pairs, confidence, accuracy, as `calibration.reliability` gives them.
+        title: what is seen.
+    """
+    figure, axes = _canvas(title)
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle="dashed", label="as right as sure")
+    most = max(curve["pairs"].max() for curve in curves.values())
+    for index, (name, curve) in enumerate(curves.items()):
+        look = {"color": PALETTE[index % len(PALETTE)], "marker": MARKERS[index % len(MARKERS)]}
+        axes.plot(
+            curve["confidence"], curve["accuracy"], linestyle=_dash(index), markersize=4, label=name, **look
+        )
+        axes.scatter(
+            curve["confidence"], curve["accuracy"], s=20 + 180 * curve["pairs"] / most, alpha=0.4, **look
+        )
+    axes.set_xlabel("mean probability of the label given")
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.set_xlim(0, 1.02)
+    _share_axis(axes, "share of these answers that are right")
+    return _legend_right(figure, axes)
+
+
 def frequency_figure(past: pd.Series, strata: pd.Series, title: str) -> Figure:
     """Requests per query by rank on log axes, with the strata shaded and their share of the requests.
 
