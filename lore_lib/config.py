@@ -380,8 +380,8 @@ class Config(_Frozen):
     def _one_engine_on_a_gpu(self) -> "Config":
         if self.sampling.engine == "vllm" and self.runtime.workers > 1:
             raise ValueError(
-                f"sampling.engine=vllm takes all of a GPU's memory, and runtime.workers={self.runtime.workers} "
-                "would start as many engines at once; use runtime.workers=1"
+                "sampling.engine=vllm takes all of a GPU's memory, and "
+                f"runtime.workers={self.runtime.workers} would start as many engines; use runtime.workers=1"
             )
         return self
 
