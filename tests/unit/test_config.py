@@ -141,7 +141,8 @@ def test_the_hash_sees_what_decides_a_result_and_nothing_else() -> None:
 
 
 def test_engines_that_take_a_whole_gpu_do_not_start_side_by_side() -> None:
-    with pytest.raises(ConfigError, match=r"runtime\.workers=3 would start as many engines; use runtime\.workers=1"):
+    told = r"runtime\.workers=3 would start as many engines; use runtime\.workers=1"
+    with pytest.raises(ConfigError, match=told):
         load_config("demo", overrides={"sampling.engine": "vllm"})
     both = {"sampling.engine": "vllm", "runtime.workers": 1}
     assert load_config("demo", overrides=both).sampling.engine == "vllm"
