@@ -377,6 +377,15 @@ class Config(_Frozen):
     runtime: RuntimeConfig = RuntimeConfig()
 
     @model_validator(mode="after")
+    def _one_engine_on_a_gpu(self) -> "Config":
+        if self.sampling.engine == "vllm" and self.runtime.workers > 1:
+            raise ValueError(
+                "sampling.engine=vllm takes all of a GPU's memory, and "
+                f"runtime.workers={self.runtime.workers} would start as many engines; use runtime.workers=1"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _paper_refuses_mocks(self) -> "Config":
         if self.profile == "paper":
             if self.features.captioner in MOCKS["captioner"]:
