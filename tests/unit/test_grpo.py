@@ -182,6 +182,9 @@ def test_the_installed_trl_takes_our_settings(job: GrpoJob) -> None:
     assert (config.temperature, config.top_k, config.top_p) == (1.0, 0, 1.0)
     assert config.shuffle_dataset is False, "the pool's order is the curriculum"
     assert config.report_to == []
+    cpu = grpo_config(replace(job, device="cpu"))
+    assert (cpu.use_cpu, cpu.bf16, cpu.activation_checkpointing) == (True, False, False)
+    assert not cpu.auto_find_batch_size
 
 
 def test_the_trainer_clips_with_our_bounds_and_keeps_the_order(
