@@ -138,7 +138,7 @@ _SPECS = (
             for t in ("pool", "history", "probes", "variants", "samples", "effects", "differences")
         ),
         headlines=("pass@1", "pass@8", "pass@1 gain", "pass@8 gain"),
-        minutes=(0.8, 7, 120, 1200),
+        minutes=(1, 7, 120, 1200),
     ),
     _spec(
         "06_rair",
