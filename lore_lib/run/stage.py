@@ -176,7 +176,7 @@ _SPECS = (
         sections=(*_BASE, "cot", "sft", "sampling", "grpo", "rair"),
         promises=("drops.parquet", "lengths.parquet", "transfer.parquet"),
         headlines=("acc@4", "acc@2"),
-        minutes=(0.5, 1.2, 15, 60),
+        minutes=(0.5, 1.5, 15, 60),
     ),
 )
 STAGES: MappingProxyType[str, StageSpec] = MappingProxyType({spec.name: spec for spec in _SPECS})
