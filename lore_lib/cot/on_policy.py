@@ -94,9 +94,7 @@ def on_policy_traces(
     verdicts = []
     for number, drawn in samples.groupby("sample"):
         written = drawn.set_index("pair_id").completion.loc[rows["pair_id"]].tolist()
-        judge = replace(
-            synthesis, teacher=Verified(written, taught.completion.tolist()), disagreement="drop"
-        )
+        judge = replace(synthesis, teacher=Verified(written, taught.completion.tolist()), disagreement="drop")
         judged = judge(rows).assign(source="student")
         verdicts.append(judged[["pair_id", "reason"]].assign(sample=number))
         better = judged.kept & (chosen.source == "teacher")

@@ -108,9 +108,13 @@ def open_bundle(run: str, overrides: dict[str, Any] | None = None) -> Bundle:
     """
     served = _checked(outputs_root() / run, SERVING)
     made = {
-        f"{section}.{name}": value for section, values in served.config.items() for name, value in values.items()
+        f"{section}.{name}": value
+        for section, values in served.config.items()
+        for name, value in values.items()
     }
-    return read_bundle(load_config(served.profile, served.vertical, run, served.seed, made | (overrides or {})))
+    return read_bundle(
+        load_config(served.profile, served.vertical, run, served.seed, made | (overrides or {}))
+    )
 
 
 def read_bundle(config: Config) -> Bundle:

@@ -156,9 +156,7 @@ def student_table(
     groups = {name: gold if name == "all" else gold[subset_of(gold) == name] for name in SUBSETS}
     rows = []
     for system, drawn in samples.groupby("system", sort=False):
-        scored = {
-            seed: summarise(part, gold, k).set_index("pair_id") for seed, part in drawn.groupby("seed")
-        }
+        scored = {seed: summarise(part, gold, k).set_index("pair_id") for seed, part in drawn.groupby("seed")}
         for subset, part in groups.items():
             if part.empty:
                 continue
