@@ -4,8 +4,8 @@
 
 ``no queue`` routes between cache and student and is the whole simulation: arrivals, popularity, drift,
 changes, strata, cache, answers, sums. ``stratified`` has the LLM's queue as well. ``pandas, per request``
-keeps one row of each request instead of sums. The queue is an M/M/3 at 80 % load, told by simpy and computed in arrays; the
-wait that theory expects stands beside. ``ways.py`` says what is measured.
+keeps one row of each request instead of sums. The queue is an M/M/3 at 80 % load, told by simpy and
+computed in arrays; the wait that theory expects stands beside. ``ways.py`` says what is measured.
 """
 
 from __future__ import annotations

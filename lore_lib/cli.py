@@ -90,6 +90,25 @@ def report_command(
     console.print(f"report: {write_html(run)}", markup=False, soft_wrap=True)
 
 
+@commands.command("diagnose")
+def diagnose_command(
+    run: Annotated[str, typer.Argument(help="Folder name under outputs.")] = "demo",
+) -> None:
+    """Name the failure signs in a run's artefacts, with evidence and the usual remedy."""
+    from lore_lib.run.report import find_run
+    from lore_lib.training.diagnosis import diagnose, read_artefacts
+
+    console = Console(highlight=False)
+    findings = diagnose(read_artefacts(find_run(run)))
+    for finding in findings:
+        verdict = "[FOUND]" if finding.found else "[clear]"
+        console.print(f"{verdict} {finding.sign}: {finding.evidence}", markup=False, soft_wrap=True)
+        if finding.found:
+            console.print(f"        remedy: {finding.remedy}", markup=False, soft_wrap=True)
+    if not findings:
+        typer.echo(f"nothing to judge yet; run: lore run --run {run} --to 05_grpo")
+
+
 @commands.command("doctor")
 def doctor_command(profile: Profile = "demo", settings: Settings = None) -> None:
     """Check Python, packages, kernel, device, memory and disk; every failure comes with its fix."""
@@ -182,6 +201,49 @@ def generate_command(
     )
 
 
+@commands.command("synthesise")
+def synthesise_command(
+    profile: Profile = "demo",
+    vertical: Vertical = "apparel_home",
+    run: Run = "",
+    seed: Seed = 17,
+    arm: Annotated[str, typer.Option(help="direct, naive, progressive, or 'without knowledge' etc.")] = (
+        "progressive"
+    ),
+    engine: Annotated[str, typer.Option(help="local (this process) or ray (Ray Data over workers).")] = "",
+    workers: Annotated[int, typer.Option(help="Ray workers; runtime.workers by default.")] = 0,
+    source: Annotated[
+        Path | None, typer.Option("--from", help="Folder with the tables; the run's 01_features by default.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the traces; outputs/<run>/synthesis/<arm> by default.")
+    ] = None,
+    settings: Settings = None,
+) -> None:
+    """Write chains of thought for any number of pairs; an interrupted synthesis resumes."""
+    from lore_lib.config import load_config, require_built
+    from lore_lib.cot.batch import prepare_batch, run_batch
+    from lore_lib.cot.synthesis import STAGES_OF, read_traces
+    from lore_lib.errors import nearest
+    from lore_lib.run.stage import run_folder
+
+    if arm not in ("direct", *STAGES_OF):
+        raise ConfigError(f"unknown arm {arm!r}; {nearest(arm, ('direct', *STAGES_OF))}")
+    chosen: dict[str, Any] = {"runtime.engine": engine} if engine else {}
+    chosen |= {"runtime.workers": workers} if workers else {}
+    config = load_config(profile, vertical, run, seed, _overrides(settings) | chosen)
+    require_built(config)
+    home = run_folder(config)
+    folder = out or home / "synthesis" / arm.replace(" ", "-")
+    start = time.monotonic()
+    manifest = run_batch(prepare_batch(folder, source or home / "01_features", config, arm))
+    traces = read_traces(folder)
+    for reason, count in traces["reason"].value_counts().items():
+        typer.echo(f"{reason}: {count:,}")
+    rate = len(traces) / max(time.monotonic() - start, 1e-9)
+    typer.echo(f"{traces['kept'].sum():,} of {len(traces):,} chains kept, {rate:,.0f} a second; {manifest}")
+
+
 @commands.command("build-benchmark")
 def build_benchmark_command(
     out: Annotated[Path, typer.Option(help="Folder for the files and their card.")] = Path(
@@ -232,6 +294,48 @@ def score_command(
         typer.echo(f"{subset} (n={n}): " + ", ".join(cells))
 
 
+@commands.command("evaluate-rair")
+def evaluate_rair_command(
+    out: Annotated[
+        Path, typer.Option(help="Folder for the answers; an interrupted evaluation goes on in it.")
+    ],
+    folder: Annotated[
+        Path | None, typer.Option(help="Local copy of chenJi/RAIR; without it the hub is streamed.")
+    ] = None,
+    profile: Profile = "small",
+    limit: Annotated[int, typer.Option(min=0, help="Stop after about so many pairs; 0 = all.")] = 0,
+    with_rules: Annotated[
+        bool, typer.Option("--with-rules", help="Show the annotators' rules, which mostly name the level.")
+    ] = False,
+    settings: Settings = None,
+) -> None:
+    """Judge the official RAIR rows with the profile's model (--set model.base=...), in Chinese prompts."""
+    from lore_lib.config import load_config
+    from lore_lib.rair.metrics import readable, score_table
+    from lore_lib.rair.official import judge_official, official_blocks
+    from lore_lib.rair.systems import endpoint_judge, language_model
+    from lore_lib.rng import generator
+    from lore_lib.sampling.engine import load_tokenizer
+
+    config = load_config(profile, overrides={"features.template": "zh", **_overrides(settings)})
+    judge = language_model(config, config.model.base, config.model.base)
+    system = endpoint_judge(config, out / "replies.sqlite") if config.rair.judge_model else judge
+    tokenizer = None if config.rair.judge_model else load_tokenizer(config.model.base)
+    blocks = official_blocks(folder, config.features, tokenizer, with_rules=with_rules)
+    judged = judge_official([system], blocks, out, limit=limit)[system.name]
+    if with_rules:
+        shown = f"rules shown; {judged.names_label.mean():.1%} of them name the gold level and no other"
+        typer.echo(shown)
+    rng = generator(config.seed, "evaluate-rair")
+    scored = score_table(judged, config.rair.bootstrap, rng).rename(columns={"subset": "system"})
+    typer.echo(f"{system.name}: {len(judged):,} pairs, 95 % intervals over queries")
+    typer.echo(readable(scored).to_string())
+
+
+LEFT_SHOWN = 50
+"""Rows left out by choice that ``lore validate`` prints; notebook 01 writes all of them."""
+
+
 @commands.command("validate")
 def validate_command(
     vertical: Annotated[
@@ -242,15 +346,21 @@ def validate_command(
     ] = False,
 ) -> None:
     """List everything that is wrong with a vertical and its tables, as file:line: field: message."""
+    from lore_lib.vertical.adapters.rows import ReadReport
     from lore_lib.vertical.authoring import counts, find_vertical, json_schema, validate
 
     if schema:
         typer.echo(json_schema())
         return
     path = find_vertical(vertical)
-    checked = validate(path)
+    report = ReadReport()
+    checked = validate(path, report)
     for problem in checked.problems:
         typer.echo(problem)
+    for left in report.listed[:LEFT_SHOWN]:
+        typer.echo(f"by choice: {left}")
+    if report.counts:
+        typer.echo(f"left out, cut or changed by choice: {report}")
     if checked.value is None:
         typer.echo(f"{path}: {checked.summary}")
         raise typer.Exit(1)
@@ -297,6 +407,7 @@ def load_command(
     url: Annotated[str, typer.Option(help="Of a running service.")] = "http://127.0.0.1:8080",
     out: Annotated[Path | None, typer.Option(help="Parquet file for one row per answer.")] = None,
     connections: Annotated[int, typer.Option(min=1, help="Held open at most.")] = 1000,
+    in_turn: Annotated[int, typer.Option(min=0, help="First rows to ask one at a time beforehand.")] = 0,
 ) -> None:
     """Replay a trace at a running service, each request at its moment, and time every answer."""
     import asyncio
@@ -304,10 +415,10 @@ def load_command(
     from lore_lib.artifacts import read_parquet, write_parquet
     from lore_lib.serving.load import replay, summary
 
-    answers = asyncio.run(replay(url, read_parquet(trace), connections))
+    answers = asyncio.run(replay(url, read_parquet(trace), connections, in_turn))
     if out:
         write_parquet(answers, out)
-    for name, value in summary(answers).items():
+    for name, value in summary(answers.iloc[in_turn:]).items():
         typer.echo(f"{name:15} {value:,.3f}")
 
 

@@ -3,17 +3,22 @@
 A completion is ``<think>`` reasoning ``</think>`` and then the label in brackets; for L2 the label may
 carry the dimension that failed: ``[L2-Color Mismatch]``. A direct answer has no reasoning block. The label
 is read only after ``</think>``: a level named inside the reasoning is never taken as the answer.
+
+The arm ``label_first`` turns it round: the label, then the reasoning that justifies it, and nothing after.
+It has a reader of its own, so that no other arm is right by answering before it has thought.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lore_lib.vertical.schema import DIMENSIONS
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+LABEL_FIRST = "label_first"
+"""The arm whose completions begin with the label."""
 
 _ANSWER = re.compile(r"\[(L[1-4])(?:-([A-Za-z/ ]+) Mismatch)?\]")
 _TITLES = {title: key for key, title in DIMENSIONS.items()}
@@ -93,3 +98,36 @@ def parse(completion: str) -> Parsed:
     if title is not None and label != "L2":
         return Parsed("", "", reasoning, "mismatch_on_other_level")
     return Parsed(label, _TITLES[title] if title else "", reasoning, "ok")
+
+
+def label_first(completion: str) -> str:
+    """A completion turned round: the label, then the reasoning.
+
+    >>> label_first("<think>\\nL1? no\\n</think>\\n[L4]")
+    '[L4]\\n<think>\\nL1? no\\n</think>'
+    """
+    reasoning, closed, answer = completion.rpartition(THINK_CLOSE)
+    return f"{answer.strip()}\n{reasoning}{closed}" if closed else completion
+
+
+def parse_label_first(completion: str) -> Parsed:
+    """Read a completion of the arm ``label_first``; never raises.
+
+    The label is what stands before ``<think>``; all else is as for :func:`parse`, so that a second label
+    behind the reasoning is ``several_labels``, and reasoning cut at the token limit ``unclosed_think``.
+    Without a label in front it is ``no_label``, whatever follows.
+
+    >>> parse_label_first("[L4]\\n<think>\\nL1? no\\n</think>").label
+    'L4'
+    >>> parse_label_first("<think> L1? no </think> [L4]").kind
+    'no_label'
+    """
+    head, opened, rest = completion.strip().partition(THINK_OPEN)
+    if opened and not head.strip():
+        return Parsed("", "", rest.partition(THINK_CLOSE)[0].strip(), "no_label")
+    return parse(f"{opened}{rest}\n{head}")
+
+
+def reader_of(system: str) -> Callable[[str], Parsed]:
+    """How the completions of an arm are read."""
+    return parse_label_first if system == LABEL_FIRST else parse

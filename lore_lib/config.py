@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from lore_lib.errors import ConfigError, nearest
 
 Profile = Literal["smoke", "demo", "small", "paper"]
-Arm = Literal["direct", "naive", "progressive"]
+Arm = Literal["direct", "label_first", "naive", "progressive"]
 Curriculum = Literal["easy_to_hard", "shuffled"]
 Policy = Literal["clip_higher", "symmetric", "on_policy"]
 Outcome = Literal["exact", "same_side", "ordinal"]
@@ -28,7 +28,7 @@ MOCKS = {"captioner": {"pixels": "a vision-language model"}, "teacher": {"symbol
 
 # What this version can run; the other choices are the paper's own, and nothing stands in for them silently.
 BUILT = {
-    "features.captioner": ("pixels",),
+    "features.captioner": ("pixels", "vlm", "openai"),
     "cot.teacher": ("symbolic", "openai", "hf", "vllm"),
     "sampling.engine": ("hf", "vllm", "openai"),
 }
@@ -71,11 +71,24 @@ class FeaturesConfig(_Frozen):
 
     template: Literal["nano", "en", "zh"] = "nano"  # wording of the prompt; nano is bare, for lore-nano
     budget: Literal["short", "mid", "full"] = "mid"  # the template's token budget of the user's turn
-    captioner: Literal["pixels", "vlm"] = "pixels"  # who looks at the picture; pixels is a mock of a VLM
-    ablation_pairs: int = Field(default=400, ge=1)  # train pairs whose labels are taught from each prompt
-    ablation_epochs: float = Field(default=3, gt=0)  # passes over them
+    captioner: Literal["pixels", "vlm", "openai"] = "pixels"  # who looks; pixels is a mock of a VLM
+    captioner_model: str = ""  # folder or hub name (vlm), name at the endpoint (openai)
+    captioner_url: str = "http://localhost:8000/v1"  # OpenAI-compatible; its key is in OPENAI_API_KEY, if any
+    captioner_concurrency: int = Field(default=32, ge=1)  # calls in flight
+    captioner_requests_per_minute: float = Field(default=0, ge=0)  # 0 = no limit
+    ablation_pairs: int = Field(default=2000, ge=1)  # train pairs, each taught on every rung of the ladder
+    ablation_epochs: float = Field(default=1, gt=0)  # passes over them
+    ablation_trainings: int = Field(default=2, ge=1)  # models tuned so, each with a seed of its own
     ablation_learning_rate: float = Field(default=2e-3, gt=0)  # peak of the schedule
-    ablation_samples: int = Field(default=4, ge=1)  # completions per dev pair
+    ablation_samples: int = Field(default=4, ge=1)  # completions per dev pair, rung and training
+
+    _captioner_url = field_validator("captioner_url")(_no_secret)
+
+    @model_validator(mode="after")
+    def _captioner_can_see(self) -> "FeaturesConfig":
+        if self.captioner != "pixels" and not self.captioner_model:
+            raise ValueError(f"captioner={self.captioner} needs a model; set features.captioner_model")
+        return self
 
 
 class CotConfig(_Frozen):
@@ -104,7 +117,8 @@ class CotConfig(_Frozen):
     encoder: str = "sentence-transformers/all-MiniLM-L6-v2"  # folder or hub name, for dense and hybrid
     naive_disagreement: Literal["repair", "drop"] = "repair"  # naive reasoning with another verdict than gold
     max_words: int = Field(default=90, ge=1)  # longest completion the funnel keeps
-    ablation_pairs: int = Field(default=600, ge=1)  # train pairs of the experiment that leaves out stages
+    ablation_pairs: int = Field(default=400, ge=1)  # train pairs of the experiment that leaves out stages
+    ablation_batch_pairs: int = Field(default=2, ge=1)  # per optimiser step: with few pairs, steps are short
     ablation_epochs: float = Field(default=3, gt=0)  # passes over them
     ablation_samples: int = Field(default=8, ge=1)  # completions per dev pair
     ablation_seeds: tuple[int, ...] = Field(default=(0,), min_length=1)  # one training per arm and seed
@@ -170,14 +184,14 @@ class GrpoConfig(_Frozen):
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)  # one training run each
     policies: tuple[Policy, ...] = Field(default=("clip_higher",), min_length=1)  # to compare; first = recipe
     curricula: tuple[Curriculum, ...] = Field(default=("easy_to_hard",), min_length=1)  # likewise
-    prompts_per_rollout: int = Field(default=32, ge=1)  # pairs sampled between two policy snapshots
+    prompts_per_rollout: int = Field(default=16, ge=1)  # pairs sampled between two policy snapshots
     completions_per_prompt: int = Field(default=8, ge=2)  # size of a group
     updates_per_rollout: int = Field(default=4, ge=1)  # optimiser steps on each rollout; on_policy makes 1
     micro_batch_completions: int = Field(default=64, ge=1)  # in memory at once; never changes the sum
-    rollouts: int = Field(default=8, ge=1)  # length of training
+    rollouts: int = Field(default=30, ge=1)  # length of training
     max_refills: int = Field(default=2, ge=0)  # further draws to replace groups without signal
     window_share: float = Field(default=0.5, gt=0, le=1)  # of the ordered pool, from which a rollout draws
-    learning_rate: float = Field(default=1e-4, gt=0)  # constant
+    learning_rate: float = Field(default=5e-4, gt=0)  # peak; falls in a straight line to 0
     epsilon: float = Field(default=0.2, gt=0, lt=1)  # lower clip: ratio >= 1 - epsilon
     epsilon_high: float = Field(default=0.28, gt=0)  # upper clip: ratio <= 1 + epsilon_high
     outcome: Outcome = "same_side"  # what a wrong label is worth
@@ -185,9 +199,9 @@ class GrpoConfig(_Frozen):
     format_reward: float = Field(default=0.1, ge=0)  # added when the completion parses
     overlong_penalty: float = Field(default=0.1, ge=0)  # taken from a completion at the token limit
     easy_share: float = Field(default=0.2, ge=0, lt=1)  # share of the pool that is solved already
-    probe_every_rollouts: int = Field(default=4, ge=1)  # rollouts between two looks at the dev pairs
-    probe_pairs: int = Field(default=120, ge=1)  # dev pairs of a look; the best look's weights are kept
-    probe_completions: int = Field(default=4, ge=1)  # completions per dev pair of a look
+    probe_every_rollouts: int = Field(default=6, ge=1)  # rollouts between two looks at the dev pairs
+    probe_pairs: int = Field(default=240, ge=1)  # dev pairs of a look; the best look's weights are kept
+    probe_completions: int = Field(default=2, ge=1)  # completions per dev pair of a look
     patience_looks: int = Field(default=4, ge=1)  # looks without a new best after which training stops
 
     @model_validator(mode="after")
@@ -276,7 +290,10 @@ class ServingConfig(_Frozen):
     slo_ms: float = Field(default=1000.0, gt=0)  # latency promised at p95
     # the student
     student_base: str = "data/models/lore-nano"  # folder under the project root, or a hub name
-    student_epochs: int = Field(default=3, ge=1)  # passes over the sampled train pairs
+    student_epochs: int = Field(default=8, ge=1)  # passes over the sampled train pairs
+    student_learning_rate: float = Field(default=2e-3, gt=0)  # peak of the schedule
+    student_batch_pairs: int = Field(default=16, ge=1)  # pairs per optimiser step
+    check_seconds: float = Field(default=15.0, gt=0)  # of traffic asked of the real service as well
 
     @field_validator("llm_outages")
     @classmethod
@@ -299,12 +316,10 @@ class ServingConfig(_Frozen):
 class ServiceConfig(_Frozen):
     """The HTTP service of `lore serve`: its judges, its store of scores, and what it refuses."""
 
-    store: str = (
-        ""  # sqlite:///path, redis://host:port/0 or valkey://...; "" = a SQLite file in the run's folder
-    )
+    store: str = ""  # sqlite:///path, redis:// or valkey://host:port/0; "" = a SQLite file in the run's folder
     score_ttl_hours: float = Field(default=168, gt=0)  # an older score is not served
     window_requests: int = Field(default=1_000_000, ge=1)  # requests after which the strata are named anew
-    llm: Literal["local", "openai", "off"] = "local"  # local = the run's own model, in this process
+    llm: Literal["local", "openai", "none"] = "local"  # local = the run's own model, in this process
     llm_model: str = ""  # name at the endpoint (openai)
     llm_url: str = "http://localhost:8000/v1"  # OpenAI-compatible; its key is in OPENAI_API_KEY, if any
     llm_timeout_ms: float = Field(default=2000, gt=0)  # then the student answers
@@ -339,6 +354,7 @@ class RuntimeConfig(_Frozen):
     processes: int = Field(default=1, ge=1)  # that train one model together; above 1, by accelerate launch
     accelerate: str = "ddp"  # how they do: configs/accelerate/<name>.yaml
     stage_timeout_minutes: float = Field(default=60.0, gt=0)  # a notebook that takes longer is stopped
+    engine: Literal["local", "ray"] = "local"  # of batch synthesis: this process, or Ray Data over workers
 
 
 class Config(_Frozen):
@@ -394,8 +410,9 @@ PROFILE_TABLE: dict[str, tuple[Any, Any, Any]] = {
     "world.pairs_per_query": (3, None, 8),
     "features.template": (None, "en", "en"),
     "features.captioner": (None, None, "vlm"),
-    "features.ablation_pairs": (48, None, 2000),
-    "features.ablation_epochs": (1, 2, 2),
+    "features.captioner_model": (None, None, "Qwen/Qwen2.5-VL-7B-Instruct"),
+    "features.ablation_pairs": (16, None, None),
+    "features.ablation_trainings": (1, 1, 1),
     "features.ablation_learning_rate": (None, 2e-4, 1e-4),
     "features.ablation_samples": (2, None, None),
     "cot.pairs": (320, None, 100_000),
@@ -403,6 +420,7 @@ PROFILE_TABLE: dict[str, tuple[Any, Any, Any]] = {
     "cot.teacher_model": (None, None, "Qwen/Qwen2.5-72B-Instruct"),
     "cot.max_words": (None, None, 300),
     "cot.ablation_pairs": (48, None, 20_000),
+    "cot.ablation_batch_pairs": (None, 16, 64),
     "cot.ablation_epochs": (1, 2, 2),
     "cot.ablation_samples": (2, None, None),
     "cot.on_policy_samples": (2, None, None),
@@ -419,13 +437,15 @@ PROFILE_TABLE: dict[str, tuple[Any, Any, Any]] = {
     "sampling.pool_n": (8, None, None),
     "sampling.bootstrap": (200, None, None),
     "grpo.seeds": ((0,), None, None),
-    "grpo.prompts_per_rollout": (4, 16, 128),
+    "grpo.policies": (("clip_higher", "on_policy"), None, None),
+    "grpo.prompts_per_rollout": (4, None, 128),
     "grpo.completions_per_prompt": (4, None, 16),
     "grpo.updates_per_rollout": (2, None, None),
-    "grpo.rollouts": (2, None, 200),
+    "grpo.micro_batch_completions": (None, 16, 8),
+    "grpo.rollouts": (2, 12, 200),
     "grpo.learning_rate": (None, 2e-5, 1e-5),
-    "grpo.probe_every_rollouts": (1, None, 20),
-    "grpo.probe_pairs": (12, None, None),
+    "grpo.probe_every_rollouts": (1, 4, 20),
+    "grpo.probe_pairs": (12, 120, None),
     "rair.bootstrap": (200, None, None),
     "rair.limit": (12, None, None),
     "serving.requests": (20_000, None, 10_000_000),
@@ -433,7 +453,10 @@ PROFILE_TABLE: dict[str, tuple[Any, Any, Any]] = {
     "serving.queries": (2000, None, 1_000_000),
     "serving.cache_pairs": (200, None, 100_000),
     "serving.student_base": (None, None, "Qwen/Qwen2.5-0.5B"),
-    "serving.student_epochs": (1, None, None),
+    "serving.student_epochs": (1, 3, 3),
+    "serving.student_learning_rate": (None, 1e-4, 5e-5),
+    "serving.student_batch_pairs": (None, 32, 64),
+    "serving.check_seconds": (2, 60, 300),
     "runtime.workers": (None, 1, 1),
     "runtime.stage_timeout_minutes": (10.0, 720.0, 2880.0),
 }

@@ -33,7 +33,7 @@ REAL_DATA = ROOT.parent / "shared" / "data"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the tests marked real_data where the data folder is absent, redis where there is no server."""
+    """Leave out the tests marked real_data without the data folder, and redis without a server."""
     absent = {"real_data": not REAL_DATA.is_dir(), "redis": not any(map(shutil.which, REDIS_SERVERS))}
     for mark in (name for name, is_absent in absent.items() if is_absent):
         left_out = [item for item in items if item.get_closest_marker(mark)]

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import pandas as pd
+
+from lore_lib.completion import LABEL_FIRST, label_first
 from lore_lib.config import Config
 from lore_lib.cot.chat import ChatModel, Draw, HfChat, VllmChat
 from lore_lib.cot.endpoint import OpenAIChat
@@ -58,12 +62,14 @@ def open_synthesis(
 
     Args:
         config: teacher and funnel.
-        arm: "direct" or a key of ``STAGES_OF``.
+        arm: "direct", a key of ``STAGES_OF``, or "label_first": progressive chains turned round.
         vertical: vocabularies and rules.
         knowledge: what clicks and merchants say.
         model: from :func:`open_chat_model`.
         cache: keeps the model's replies.
     """
+    if arm == LABEL_FIRST:
+        return _LabelFirst(**vars(open_synthesis(config, "progressive", vertical, knowledge, model, cache)))
     cot = config.cot
     disagreement = cot.naive_disagreement if arm == "naive" or arm in WITHOUT else "drop"
     if arm == "direct":
@@ -74,3 +80,15 @@ def open_synthesis(
         return Synthesis(arm, symbolic, disagreement, cot.max_words)
     staged = StagedTeacher(model, vertical, stages, cache=cache, samples=cot.teacher_samples)
     return Synthesis(arm, staged, disagreement, cot.max_words, knowledge)
+
+
+class _LabelFirst(Synthesis):
+    """Progressive chains, each with its label before the reasoning."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return super().identity | {"arm": LABEL_FIRST}
+
+    def __call__(self, rows: pd.DataFrame) -> pd.DataFrame:
+        written = super().__call__(rows)
+        return written.assign(arm=LABEL_FIRST, completion=written.completion.map(label_first))

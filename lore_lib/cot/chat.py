@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Protocol
 
+from PIL import Image
+
+from lore_lib.errors import EngineError
 from lore_lib.rng import derive_seed
 
 if TYPE_CHECKING:
@@ -19,8 +24,9 @@ REPLY_FAILURES: dict[str, str] = {
 }
 """Why a reply is of no use."""
 
-Message = Mapping[str, str]
-"""``role`` (user or assistant) and ``content``."""
+Message = Mapping[str, Any]
+"""``role`` (user or assistant) and ``content``: a text, or parts as OpenAI's protocol has them (``type`` text
+or ``image_url`` with a base64 data URL)."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +171,110 @@ class HfChat:
             )
             for ids, (tokens,) in zip(asked, drawn, strict=True)
         ]
+
+
+class VlmChat:
+    """A local transformers model that sees: any for ``AutoModelForImageTextToText``, such as Qwen2.5-VL.
+
+    Weights are read from safetensors only, and no code of the model's own is run.
+
+    Args:
+        model: folder or hub name.
+        draw: how replies are drawn.
+        dtype, device: as in the model config.
+        batch: conversations decoded at once.
+
+    Raises:
+        EngineError: no such model, or none that can be loaded on these terms.
+    """
+
+    name = "vlm"
+
+    def __init__(
+        self, model: str, draw: Draw, dtype: str = "float32", device: str = "auto", batch: int = 8
+    ) -> None:
+        import torch
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        from lore_lib.device import resolve_device
+        from lore_lib.sampling.engine import no_weight_bars, resolve_model
+
+        where = resolve_model(model)
+        try:
+            with no_weight_bars():
+                self._processor = AutoProcessor.from_pretrained(where)
+                loaded = AutoModelForImageTextToText.from_pretrained(
+                    where, dtype=getattr(torch, dtype), use_safetensors=True
+                )
+        except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
+            raise EngineError(
+                f"no image-text model at {model!r}: {error}. Give a local folder or a reachable hub name, "
+                "with weights in safetensors; the processors of some models need torchvision (extra vlm)"
+            ) from error
+        self._net = loaded.to(resolve_device(device)).eval()
+        self._processor.tokenizer.padding_side = "left"
+        self._model, self._draw, self._batch = model, draw, batch
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Model and draw."""
+        return {"model": self._model, **asdict(self._draw)}
+
+    def complete(self, requests: Sequence[Request], arrived: Arrived = ignore) -> list[Reply]:
+        """See :class:`ChatModel`; the schema is not enforced."""
+        replies: list[Reply] = []
+        for start in range(0, len(requests), self._batch):
+            for reply in self._drawn(requests[start : start + self._batch]):
+                replies.append(reply)
+                arrived(len(replies) - 1, reply)
+        return replies
+
+    def _drawn(self, requests: Sequence[Request]) -> list[Reply]:
+        import torch
+
+        inputs = self._processor.apply_chat_template(
+            [[_seen(message) for message in request.messages] for request in requests],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"padding": True},
+        ).to(self._net.device)
+        sampled = self._draw.temperature > 0
+        how = {"temperature": self._draw.temperature, "top_k": 0, "top_p": 1.0} if sampled else {}
+        ends = self._net.generation_config.eos_token_id
+        ends = set(ends if isinstance(ends, list) else [ends, self._processor.tokenizer.eos_token_id])
+        with torch.inference_mode(), torch.random.fork_rng():
+            torch.manual_seed(self._draw.seed_of(requests[0].sample))
+            sequences = self._net.generate(
+                **inputs, max_new_tokens=self._draw.max_tokens, do_sample=sampled, **how
+            )
+        read = inputs["attention_mask"].sum(dim=1).tolist()
+        written = sequences[:, inputs["input_ids"].shape[1] :].tolist()
+        return [self._reply(tokens, size, ends) for tokens, size in zip(written, read, strict=True)]
+
+    def _reply(self, tokens: list[int], read: int, ends: set[int]) -> Reply:
+        stop = next((place for place, token in enumerate(tokens) if token in ends), None)
+        said = tokens if stop is None else tokens[: stop + 1]
+        text = self._processor.tokenizer.decode(said, skip_special_tokens=True)
+        return read_reply(text, read, len(said), "length" if stop is None else "stop")
+
+
+def _seen(message: Message) -> dict[str, Any]:
+    """A message whose data URLs are pictures."""
+    if isinstance(message["content"], str):
+        return {"role": message["role"], "content": [{"type": "text", "text": message["content"]}]}
+    parts = [
+        {"type": "image", "image": _picture(part["image_url"]["url"])}
+        if part["type"] == "image_url"
+        else part
+        for part in message["content"]
+    ]
+    return {"role": message["role"], "content": parts}
+
+
+def _picture(url: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGB")
 
 
 class VllmChat:

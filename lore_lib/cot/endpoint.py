@@ -10,8 +10,10 @@ from typing import Any
 import anyio
 import httpx
 
-from lore_lib.cot.chat import Arrived, Draw, Reply, Request, ignore, read_reply
+from lore_lib.cot.chat import Arrived, Draw, Message, Reply, Request, ignore, read_reply
 from lore_lib.endpoint import Answer, CallFailed, Clock, Endpoint, Limits, Sleep
+
+_IMAGE_TOKENS = 300  # of a picture, guessed before the endpoint says
 
 
 class OpenAIChat:
@@ -42,7 +44,7 @@ class OpenAIChat:
         sleep: Sleep = anyio.sleep,
     ) -> None:
         self._model, self._draw = model, draw
-        self._endpoint = Endpoint(url, "cot.teacher_url", limits, clock, sleep)
+        self._endpoint = Endpoint(url, "the endpoint's URL", limits, clock, sleep)
         self._structured = True
 
     @property
@@ -64,7 +66,7 @@ class OpenAIChat:
 
     async def _ask(self, client: httpx.AsyncClient, request: Request) -> Reply:
         structured = self._structured
-        guess = sum(len(message["content"]) for message in request.messages) / 4 + self._draw.max_tokens / 2
+        guess = sum(map(_size, request.messages)) + self._draw.max_tokens / 2
         body = self._body(request, structured)
         try:
             said = await self._endpoint.call(client, "chat/completions", Answer, body, guess)
@@ -89,6 +91,15 @@ class OpenAIChat:
             schema = {"name": "answer", "strict": True, "schema": request.schema}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         return body
+
+
+def _size(message: Message) -> float:
+    """Tokens of a message, guessed."""
+    if isinstance(message["content"], str):
+        return len(message["content"]) / 4
+    return sum(
+        len(part["text"]) / 4 if part["type"] == "text" else _IMAGE_TOKENS for part in message["content"]
+    )
 
 
 def _names_the_format(text: str) -> bool:

@@ -90,7 +90,9 @@ def complete_cached(
             there.
     """
     keys = [request_key(model.identity, request) for request in requests]
-    first = {key: place for place, key in reversed(list(enumerate(keys)))}
+    first: dict[bytes, int] = {}
+    for place, key in enumerate(keys):
+        first.setdefault(key, place)
     known = {key: reply for key in first if cache is not None and (reply := cache.get(key))}
     missing = [(key, place) for key, place in first.items() if key not in known]
 

@@ -23,7 +23,7 @@ from lore_lib.cot.answer import (
 from lore_lib.cot.chat import ChatModel, Message, Reply, Request
 from lore_lib.cot.replies import ReplyCache, request_key
 from lore_lib.cot.rules import rule_text, touched_rules
-from lore_lib.cot.teacher import STAGES, Task, Trace
+from lore_lib.cot.teacher import STAGES, Task, Trace, read_caption
 from lore_lib.features.prompts import neutralise, render_prompt
 from lore_lib.vertical.definition import Vertical
 from lore_lib.vertical.schema import Demand
@@ -80,9 +80,9 @@ class StagedTeacher:
     """Asks a chat model stage by stage; the last answer becomes the trace.
 
     The model sees of the item what the student's prompt shows, without the picture. Then come, each as a turn
-    of its own where it is among the stages: what merchants say about the query's words, what the captioner
-    saw, and the rules that the demands of the answer before touch. A stage that has nothing to add asks
-    nothing. A failure at any stage ends the chain.
+    of its own where it is among the stages: what merchants say about the query's words, of what the captioner
+    saw the part that the demands of the answer before are about, and the rules that they touch. A stage that
+    has nothing to add asks nothing. A failure at any stage ends the chain.
 
     Args:
         model: answers; its batches are all the tasks of a call, so a stage waits for its slowest reply.
@@ -160,8 +160,14 @@ class StagedTeacher:
         if stage == "knowledge":
             return list(chain.task.knowledge)
         if stage == "vision":
-            return [chain.task.caption] if chain.task.caption else []
+            return self._seen(chain)
         return self._rules(chain.answer.demands()) if stage == "rules" and chain.answer else []
+
+    def _seen(self, chain: _Chain) -> list[str]:
+        """Of the caption what the demands are about; what is no value of the vertical counts as that."""
+        demanded = {demand.dimension for demand in chain.answer.demands()} if chain.answer else set()
+        said = read_caption(self._vertical, chain.task.caption or "")
+        return [f"{name}: {part}" if name else part for part, name in said if not name or name in demanded]
 
     def _touched(self, demands: tuple[Demand, ...]) -> list[str]:
         return [rule_text(rule) for rule in touched_rules(self._vertical, demands)]

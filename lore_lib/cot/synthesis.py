@@ -276,32 +276,55 @@ def synthesise_to(folder: Path, shards: Iterable[pd.DataFrame], synthesis: Synth
         EngineError: more than half of a shard's calls failed. Nothing is lost: finished shards stay, and so
             do the replies in the teacher's cache.
     """
-    manifest, place = folder / MANIFEST, folder / "traces"
-    manifest.unlink(missing_ok=True)
-    identity = synthesis.identity
+    (folder / MANIFEST).unlink(missing_ok=True)
+    written = [write_shard(folder, number, rows, synthesis) for number, rows in enumerate(shards)]
+    return finish_shards(folder, len(written), synthesis.identity)
+
+
+def write_shard(folder: Path, number: int, rows: pd.DataFrame, synthesis: Synthesis) -> Path:
+    """Write one shard's traces, unless those of the same rows and settings are there; returns its path.
+
+    Raises:
+        EngineError: more than half of its calls failed; it is then not written.
+    """
+    path = folder / "traces" / f"{number:05d}.parquet"
+    key = _shard_key(synthesis.identity, rows)
+    if _written_key(path) != key:
+        traces = synthesis(rows)
+        _refuse_outage(traces, path)
+        table = pa.Table.from_pandas(traces, _SCHEMA, preserve_index=False)
+        table = table.replace_schema_metadata({_KEY: key})
+        atomic_write(path, lambda part: pq.write_table(table, part))
+    return path
+
+
+def finish_shards(folder: Path, shards: int, identity: dict[str, Any]) -> Path:
+    """Count what ``shards`` written shards hold, remove what else lies there, and write the manifest.
+
+    Args:
+        folder: of the synthesis.
+        shards: how many there are, numbered from 0.
+        identity: of the synthesis.
+    """
+    place = folder / "traces"
     reasons: Counter[str] = Counter()
     tokens: Counter[str] = Counter()
     files: dict[str, dict[str, Any]] = {}
-    for number, rows in enumerate(shards):
-        path = place / f"{number:05d}.parquet"
-        key = _shard_key(identity, rows)
-        if _written_key(path) != key:
-            traces = synthesis(rows)
-            _refuse_outage(traces, path)
-            table = pa.Table.from_pandas(traces, _SCHEMA, preserve_index=False).replace_schema_metadata(
-                {_KEY: key}
-            )
-            atomic_write(path, lambda part, table=table: pq.write_table(table, part))  # type: ignore[misc]
+    for path in (place / f"{number:05d}.parquet" for number in range(shards)):
         done = pq.read_table(path, columns=["reason", "prompt_tokens", "completion_tokens"]).to_pandas()
         reasons.update(done.reason)
         tokens.update({name: int(done[name].sum()) for name in ("prompt_tokens", "completion_tokens")})
         files[path.name] = {"rows": len(done), "bytes": path.stat().st_size, "sha256": file_sha256(path)}
-    for left in (*place.glob("*.parquet"), *folder.rglob(f".*{PART_SUFFIX}")):
+    for left in (
+        *place.glob("*.parquet"),
+        *place.rglob(f".*{PART_SUFFIX}"),
+        *folder.glob(f".*{PART_SUFFIX}"),
+    ):
         if left.name not in files:
             left.unlink()  # of a longer run before this one, or of a kill
     counted = {reason: reasons[reason] for reason in REASONS if reasons[reason]}
     written = {"synthesis": identity, "reasons": counted, "tokens": dict(tokens), "shards": files}
-    return atomic_write_json(manifest, written)
+    return atomic_write_json(folder / MANIFEST, written)
 
 
 def read_traces(folder: Path) -> pd.DataFrame:

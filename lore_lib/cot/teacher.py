@@ -157,7 +157,7 @@ class SymbolicTeacher:
             item: a row of ``items``; ``truth`` is not read.
             picture: what the captioner saw; used by the stage ``vision`` only.
         """
-        demands, unknown = self._read_query(neutralise(query))
+        demands, unknown = self.read_query(neutralise(query))
         if "knowledge" in self._stages and unknown and self._knowledge is not None:
             learned = self._learn(query_id, unknown, str(item["item_id"]))
             unknown = tuple(word for word in unknown if word not in {d.surface for d in learned})
@@ -167,7 +167,7 @@ class SymbolicTeacher:
             demands = (*demands, *learned)
         stated = self.read_item(item)
         if "vision" in self._stages and picture:
-            stated |= zip(self._vertical.pictured, picture.split(", "), strict=False)
+            stated |= {name: value for value, name in read_caption(self._vertical, picture) if name}
         return self._reason(demands, unknown, stated, neutralise(str(item["title"])))
 
     def _reason(
@@ -199,7 +199,8 @@ class SymbolicTeacher:
             for value in meaning.split(JOIN)
         )
 
-    def _read_query(self, query: str) -> tuple[tuple[Demand, ...], tuple[str, ...]]:
+    def read_query(self, query: str) -> tuple[tuple[Demand, ...], tuple[str, ...]]:
+        """The demands that the words of a neutralised query state, and the words that it cannot place."""
         words = query.split()
         demands: list[Demand] = []
         unknown: list[str] = []
@@ -234,6 +235,12 @@ class SymbolicTeacher:
         stated |= {"category": category} if category else {}
         price = float(item["price"])
         return stated | ({"price": f"{price:g}"} if price > 0 else {})  # 0: not stated
+
+
+def read_caption(vertical: Vertical, caption: str) -> list[tuple[str, str]]:
+    """What a caption says, and the dimension that each part is a value of ("" for none)."""
+    known = {value: name for name in vertical.pictured for value in vertical.values(name)}
+    return [(part, known.get(part, "")) for part in caption.split(", ") if part]
 
 
 def _plain(demand: Demand) -> str:

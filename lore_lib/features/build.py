@@ -19,6 +19,8 @@ from lore_lib.features.template import Template, load_template
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from lore_lib.vertical.definition import Vertical
+
 PROMPT_COLUMNS = [
     "pair_id", "query_id", "item_id", "split", "kind", "intent", "industry", "label", "prompt", "dropped",
 ]  # fmt: skip
@@ -36,6 +38,30 @@ def caption_items(items: pd.DataFrame, captioner: PixelCaptioner) -> pd.Series:
         for item_id, png in zip(items.item_id, items.picture, strict=True)
     ]
     return pd.Series(seen, index=items.item_id.to_numpy(), dtype=object)
+
+
+def caption_accuracy(
+    items: pd.DataFrame, captions: pd.Series, vertical: Vertical, captioner: str
+) -> pd.DataFrame:
+    """How often the captioner, and the seller's text, tell the true value of each pictured dimension.
+
+    Args:
+        items: rows with ``truth``.
+        captions: from :func:`caption_items`, in the order of the items.
+        vertical: says what is pictured.
+        captioner: its name.
+
+    Returns:
+        Columns dimension, system, right (share), n; no row where nothing is pictured.
+    """
+    truths, stated = items["truth"].map(json.loads), items["cpv"].map(json.loads)
+    rows = []
+    for place, dimension in enumerate(vertical.pictured):
+        true = truths.str.get(dimension).to_numpy()
+        seen = captions.str.split(", ").str[place].to_numpy()
+        for system, says in ((captioner, seen), ("seller's text", stated.str.get(dimension).to_numpy())):
+            rows.append((dimension, system, float((says == true).mean()), len(true)))
+    return pd.DataFrame(rows, columns=["dimension", "system", "right", "n"])
 
 
 def build_prompts(

@@ -59,11 +59,11 @@ def scores(matrix: ArrayLike) -> dict[str, Floats]:
     """All metrics of one confusion matrix, or of a stack of them.
 
     - acc@4: share with the very label; acc@2: share on the right side of L2|L3.
-    - macro_f1: mean F1 over the labels that stand in gold or among the answers, as scikit-learn's
-    average="macro"
-      has it by default. A label that is said and never gold scores 0; one that is neither is left out, so
-      that a perfect judge has 1 in any slice. On a whole subset, which holds all four, this is the mean over
-      four.
+    - macro_f1: mean F1 over the labels that stand in gold (f1_score of scikit-learn with just these labels).
+    A wrong
+      answer costs its gold label's recall whatever it says. A label without a gold pair has no F1 and is
+      left out, so that a perfect judge has 1 in any slice; a whole subset that lacks a label says so in its
+      counts.
     - kappa: Cohen's, quadratic weights; an unparsable answer counts as the label farthest from gold; 0
       where it is undefined (gold and answers all one label).
     - parse_rate: share that could be parsed.
@@ -80,8 +80,7 @@ def scores(matrix: ArrayLike) -> dict[str, Floats]:
     support = counts.sum(axis=-1)
     right = np.diagonal(parsed, axis1=-2, axis2=-1)
     same_side = parsed[..., _SIDE[:, None] == _SIDE[None, :]].sum(axis=-1)
-    there = support + parsed.sum(axis=-2)
-    f1 = _divide(2 * right, there)
+    f1 = _divide(2 * right, support + parsed.sum(axis=-2))
 
     worst = parsed.copy()
     for level, relevant in enumerate(_SIDE):
@@ -92,7 +91,7 @@ def scores(matrix: ArrayLike) -> dict[str, Floats]:
     values = {
         "acc@4": right.sum(axis=-1) / total,
         "acc@2": same_side / total,
-        "macro_f1": _divide(f1.sum(axis=-1), (there > 0).sum(axis=-1).astype(float)),
+        "macro_f1": _divide(f1.sum(axis=-1), (support > 0).sum(axis=-1).astype(float)),
         "kappa": np.where(expected > 0, 1 - _divide(disagreement, expected), 0.0),
         "parse_rate": 1 - unparsed.sum(axis=-1) / total,
     }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -207,7 +207,11 @@ class ChatJudge:
 
 
 def asked_pairs(
-    tables: Tables, captions: pd.Series, features: FeaturesConfig, tokenizer: PreTrainedTokenizerBase | None
+    tables: Tables,
+    captions: pd.Series,
+    features: FeaturesConfig,
+    tokenizer: PreTrainedTokenizerBase | None,
+    rules: Mapping[str, Sequence[str]] | None = None,
 ) -> pd.DataFrame:
     """What systems are asked for each pair: columns ``ASKED_COLUMNS``, in the order of ``pairs``.
 
@@ -215,7 +219,8 @@ def asked_pairs(
     instructions: the same sections of the item, bare.
     """
     template = load_template(features.template)
-    told = build_prompts(tables, captions, features.budget, template=template, tokenizer=tokenizer)
+    how: dict[str, Any] = {"template": template, "tokenizer": tokenizer, "rules": rules}
+    told = build_prompts(tables, captions, features.budget, **how)
     bare = build_prompts(tables, captions, features.budget)
     texts = tables["queries"].set_index("query_id")["query"]
     rows = told.assign(query=told["query_id"].map(texts), item_text=bare["prompt"].str.partition("\n")[2])
@@ -306,7 +311,7 @@ def answer_all(
         folder: keeps the answers, one file per system and block. A file is used again only for the same
             system, pairs and benchmark.
         benchmark: reference written beside each answer.
-        workers: processes at once for systems that compute alone.
+        workers: processes at once for systems that compute alone, where there are several.
         block_pairs: pairs of a block.
 
     Returns:
@@ -322,11 +327,12 @@ def answer_all(
         raise DataError(f"the pairs lack the columns {', '.join(missing)}; systems read all of them")
     path = write_parquet(asked[list(ASKED_COLUMNS)], folder / "asked.parquet")
     jobs = {s.name: _Job(s, path, folder, benchmark, block_pairs) for s in systems}
-    done = {name: run_system(job) for name, job in jobs.items() if not job.system.alone}
     long = [job for job in jobs.values() if job.system.alone]
-    done |= zip(
-        (job.system.name for job in long), run_parallel(run_system, long, workers, "judging"), strict=True
-    )
+    here = [job for job in jobs.values() if not job.system.alone] + (long if len(long) == 1 else [])
+    done = {job.system.name: run_system(job) for job in here}
+    if len(long) > 1:
+        found = run_parallel(run_system, long, workers, "judging")
+        done |= zip((job.system.name for job in long), found, strict=True)
     return pd.concat([read_parquet(path) for name in names for path in done[name]], ignore_index=True)
 
 

@@ -29,11 +29,7 @@ def gather(run: str) -> list[Manifest]:
     Raises:
         ArtifactError: no such run, no finished stage, or a damaged one.
     """
-    folder = outputs_root() / run
-    if not run or not folder.is_dir():
-        runs = sorted(path.parent.name for path in outputs_root().glob("*/run.json"))
-        hint = nearest(run, runs) if runs else "start one: lore run"
-        raise ArtifactError(f"no run {run!r} in {outputs_root()}; {hint}")
+    folder = find_run(run)
     manifests = []
     for name in STAGES:
         if (folder / name / "manifest.json").is_file():
@@ -43,6 +39,20 @@ def gather(run: str) -> list[Manifest]:
     if not manifests:
         raise ArtifactError(f"run {run!r} has no finished stage yet; run: lore run --run {run}")
     return manifests
+
+
+def find_run(run: str) -> Path:
+    """The folder of a run.
+
+    Raises:
+        ArtifactError: there is none of that name.
+    """
+    folder = outputs_root() / run
+    if not run or not folder.is_dir():
+        runs = sorted(path.parent.name for path in outputs_root().glob("*/run.json"))
+        hint = nearest(run, runs) if runs else "start one: lore run"
+        raise ArtifactError(f"no run {run!r} in {outputs_root()}; {hint}")
+    return folder
 
 
 def write_html(run: str) -> Path:

@@ -115,7 +115,7 @@ _SPECS = (
         "03_sft",
         "Direct labels, naive chains and progressive chains, each taught to the same student",
         needs=("01_features", "02_cot_synthesis"),
-        sections=(*_BASE, "cot", "sft"),
+        sections=(*_BASE, "cot", "sft", "sampling"),
         promises=("losses.parquet", "glimpses.parquet"),
         minutes=(2.8, 6.5, 60, 600),
     ),
@@ -133,7 +133,10 @@ _SPECS = (
         "KL-free GRPO with clip-higher turns pass@8 into pass@1",
         needs=("01_features", "02_cot_synthesis", "03_sft", "04_pass_at_8"),
         sections=(*_BASE, "cot", "sft", "sampling", "grpo"),
-        promises=("pool.parquet", "samples.parquet", "effects.parquet", "differences.parquet"),
+        promises=tuple(
+            f"{t}.parquet"
+            for t in ("pool", "history", "probes", "variants", "samples", "effects", "differences")
+        ),
         headlines=("pass@1", "pass@8", "pass@1 gain", "pass@8 gain"),
         minutes=(0.8, 7, 120, 1200),
     ),
@@ -147,7 +150,7 @@ _SPECS = (
             *(f"{table}.parquet" for table in ("predictions", "scores", "comparisons", "served")),
         ),
         headlines=("acc@2", "acc@4", "macro-F1"),
-        minutes=(0.6, 1.6, 30, 120),
+        minutes=(0.6, 1.8, 30, 120),
     ),
     _spec(
         "07_serving",
@@ -168,6 +171,15 @@ _SPECS = (
         promises=("vertical/vertical.yaml", "traces.parquet"),
         headlines=("teacher accuracy",),
         minutes=(0.2, 0.2, 1, 5),
+    ),
+    _spec(
+        "09_open_questions",
+        "Open ends: what drops where without knowledge, vision or rules; length; another vertical",
+        needs=("01_features", "02_cot_synthesis", "03_sft", "04_pass_at_8", "05_grpo", "06_rair"),
+        sections=(*_BASE, "cot", "sft", "sampling", "grpo", "rair"),
+        promises=("drops.parquet", "lengths.parquet", "transfer.parquet"),
+        headlines=("acc@4", "acc@2"),
+        minutes=(0.5, 1.2, 15, 60),
     ),
 )
 STAGES: MappingProxyType[str, StageSpec] = MappingProxyType({spec.name: spec for spec in _SPECS})

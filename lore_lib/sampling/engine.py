@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging
 
 from lore_lib.artifacts import project_root, read_parquet, write_parquet
-from lore_lib.completion import parse
+from lore_lib.completion import reader_of
 from lore_lib.config import Config
 from lore_lib.device import resolve_device
 from lore_lib.errors import EngineError
@@ -203,6 +203,10 @@ class HfEngine:
     def generate(self, prompts: Sequence[str], sampling: Sampling) -> list[list[Generation]]:
         """n completions for each user turn, in the order of ``prompts``."""
         texts = [chat_text(self.tokenizer, prompt) for prompt in prompts]
+        if not texts:
+            return []
+        lengths = [len(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
+        check_context(lengths, sampling, self.model.config.get_text_config().max_position_embeddings)
         return [
             [read_tokens(self.tokenizer, tokens) for tokens in drawn] for drawn in self.draw(texts, sampling)
         ]
@@ -215,12 +219,11 @@ class HfEngine:
             By text, by completion: its tokens, the end token included where it was reached.
 
         Raises:
-            EngineError: a text that leaves no room in the context, or too little memory on the accelerator.
+            EngineError: too little memory on the accelerator.
         """
         if not texts:
             return []
         lengths = [len(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
-        check_context(lengths, sampling, self.model.config.get_text_config().max_position_embeddings)
         order = sorted(range(len(texts)), key=lambda i: (lengths[i], i))
         size = max(1, sampling.batch_completions // sampling.n)
         out: list[list[list[int]]] = [[] for _ in texts]
@@ -299,18 +302,18 @@ def sample_pairs(engine: Engine, prompts: pd.DataFrame, system: str, sampling: S
     Args:
         engine: who generates.
         prompts: columns pair_id, query_id, prompt.
-        system: name written into the rows.
+        system: name written into the rows; the arm ``label_first`` is read in its own way.
         sampling: how to draw.
 
     Returns:
         One row per completion, columns ``SAMPLE_COLUMNS``; ``label`` is "" where the completion does not
         parse.
     """
-    drawn = engine.generate(prompts.prompt.tolist(), sampling)
+    drawn, reader = engine.generate(prompts.prompt.tolist(), sampling), reader_of(system)
     rows = []
     for pair_id, query_id, generations in zip(prompts.pair_id, prompts.query_id, drawn, strict=True):
         for index, generation in enumerate(generations):
-            read = parse(generation.text)
+            read = reader(generation.text)
             rows.append(
                 (system, pair_id, query_id, index, generation.text, read.label, read.kind, generation.tokens,
                  generation.finish_reason)

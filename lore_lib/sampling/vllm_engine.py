@@ -80,9 +80,10 @@ class VllmEngine:
         texts = [chat_text(self.tokenizer, prompt) for prompt in prompts]
         ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
         check_context([len(row) for row in ids], sampling, self._llm.model_config.max_model_len)
+        distinct = sampling.n if sampling.temperature else 1  # several greedy ones are refused
         how = [
             SamplingParams(
-                n=sampling.n,
+                n=distinct,
                 temperature=sampling.temperature,
                 top_p=1.0,
                 top_k=0,
@@ -96,5 +97,7 @@ class VllmEngine:
         asked = [TokensPrompt(prompt_token_ids=row) for row in ids]
         drawn = self._llm.generate(asked, how, lora_request=self._adapter)
         return [
-            [read_tokens(self.tokenizer, output.token_ids) for output in request.outputs] for request in drawn
+            [read_tokens(self.tokenizer, output.token_ids) for output in request.outputs]
+            * (sampling.n // distinct)
+            for request in drawn
         ]

@@ -1,9 +1,10 @@
 """The service over HTTP: what it takes, what it refuses and with which reason, and what it tells of itself.
 
-Every refusal is JSON: {"error": {"reason": ..., "message": ...}}. The text of a request is never repeated in it.
+Every refusal is JSON: {"error": {"reason": ..., "message": ...}}. It never repeats the text of a request.
 """
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
@@ -123,6 +124,8 @@ class Guard:
 
         async def noticed(message: Message) -> None:
             nonlocal begun
+            if not begun:
+                message["headers"] = [*message.get("headers", ()), (b"x-replica", str(os.getpid()).encode())]
             begun = True
             await send(message)
 

@@ -75,7 +75,7 @@ class Bundle:
 
 
 def write_bundle(config: Config, counts: pd.DataFrame, scores: pd.DataFrame, llm: Path) -> Path:
-    """Write what `read_bundle` reads, but for the student, which is exported to <stage>/service/student before.
+    """Write what `read_bundle` reads, but for the student, which is exported to service/student before.
 
     Args:
         config: of the run.
@@ -100,7 +100,7 @@ def open_bundle(run: str, overrides: dict[str, Any] | None = None) -> Bundle:
 
     Args:
         run: folder name under outputs.
-        overrides: settings of the section `service`, such as {"service.llm": "off"}.
+        overrides: settings of the section `service`, such as {"service.llm": "none"}.
 
     Raises:
         ArtifactError: a stage has not run, was interrupted, or a file of it was altered.
@@ -216,7 +216,7 @@ def prompts_of(config: Config) -> Prompts:
 def llm_of(bundle: Bundle) -> Labels | None:
     """The LLM that `service.llm` names: the run's own in this process, one behind an endpoint, or none."""
     config = bundle.config
-    if config.service.llm == "off":
+    if config.service.llm == "none":
         return None
     return _endpoint(config) if config.service.llm == "openai" else _local(config, str(bundle.llm))
 

@@ -80,7 +80,8 @@ def expected_calibration_error(shares: Floats, labels: pd.Series, bins: int = 10
     """Mean distance of accuracy and confidence over the bins of `reliability`, weighted by their pairs.
 
     Example:
-        >>> expected_calibration_error(np.array([[0.0, 0.0, 0.2, 0.8]] * 2), pd.Series(["L4", "L3"])).__round__(2)
+        >>> shares = np.array([[0.0, 0.0, 0.2, 0.8]] * 2)
+        >>> round(expected_calibration_error(shares, pd.Series(["L4", "L3"])), 2)
         0.3
     """
     rows = reliability(shares, labels, bins)
@@ -92,6 +93,6 @@ def _columns(shares: Floats, labels: pd.Series) -> NDArray[np.intp]:
     gold: NDArray[np.intp] = pd.Index(LABELS).get_indexer(pd.Index(labels))
     if len(gold) == 0 or len(gold) != len(shares) or (gold < 0).any():
         raise DataError(
-            f"{len(labels)} labels for {len(shares)} rows; give one of {', '.join(LABELS)} for each, 1 or more"
+            f"{len(labels)} labels for {len(shares)} rows; give one of {', '.join(LABELS)} to each of 1 or more"
         )
     return gold

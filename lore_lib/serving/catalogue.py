@@ -1,4 +1,4 @@
-"""The items that may be asked for, in columns: a million of them take hundreds of megabytes, not gigabytes."""
+"""The items that may be asked for, in columns: a million take hundreds of megabytes, not gigabytes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Catalogue:
 
     Args:
         items: the fields of `FIELDS` but the picture; more columns are left out.
-        captions: what the captioner saw by item_id, None where it abstained; items without an entry have None.
+        captions: what the captioner saw by item_id; None where it abstained, or has no entry.
 
     Raises:
         DataError: a field is missing, or an item stands twice.

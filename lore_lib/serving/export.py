@@ -186,7 +186,7 @@ def _trace(student: Student, part: Path) -> None:
             opset_version=OPSET,
             input_names=names,
             output_names=["logits"],
-            dynamic_axes=dict.fromkeys(names, {0: "pairs", 1: "tokens"}) | {"logits": {0: "pairs"}},
+            dynamic_axes={name: {0: "pairs", 1: "tokens"} for name in names} | {"logits": {0: "pairs"}},
         )
 
 

@@ -1,8 +1,8 @@
 """Replay a trace at a running service and time every answer.
 
-Open loop: each request leaves at its own moment, whether or not earlier ones are answered, and its latency counts
-from that moment. A client that waits for answers before it asks on would leave out just the requests that a slow
-service makes wait (coordinated omission).
+Open loop: each request leaves at its own moment, whether or not earlier ones are answered, and its latency
+counts from that moment. A client that waits for answers before it asks on would leave out just the requests
+that a slow service makes wait (coordinated omission).
 """
 
 from __future__ import annotations
@@ -27,17 +27,19 @@ PATIENCE_S = 30.0  # for one answer
 PAIR_PATH = "/v1/relevance"
 
 
-async def replay(url: str, trace: pd.DataFrame, connections: int = 1000) -> pd.DataFrame:
+async def replay(url: str, trace: pd.DataFrame, connections: int = 1000, in_turn: int = 0) -> pd.DataFrame:
     """Ask what the trace asks, when it asks.
 
     Args:
         url: of the service, such as http://127.0.0.1:8080.
         trace: time_s (rising, from 0), query, item_id.
         connections: held open at most.
+        in_turn: so many of the first rows are asked beforehand, one at a time, whatever their time_s: what an
+            answer takes when nothing else is asked. The moments of the others count from when these are done.
 
     Returns:
-        One row per request, in order: time_s, late_ms (how late it left: a busy client), latency_ms (from when it
-        should have left), status (0: no answer), label, served_by, stratum, degraded, reason.
+        One row per request, in order: time_s, late_ms (how late it left: a busy client), latency_ms (from
+        when it should have left), status (0: no answer), label, served_by, stratum, degraded, reason.
 
     Raises:
         DataError: not a trace, or a longer one than `LONGEST_S`.
@@ -76,27 +78,22 @@ async def replay(url: str, trace: pd.DataFrame, connections: int = 1000) -> pd.D
             json.dumps({"query": query, "item_id": item_id}).encode()
             for query, item_id in zip(trace["query"], trace["item_id"], strict=True)
         ]
+        for body in bodies[:in_turn]:
+            begun = clock()
+            await ask(0.0, body)
         begun = clock()
         async with asyncio.TaskGroup() as group:
-            for moment, body in zip(trace["time_s"].tolist(), bodies, strict=True):
+            for moment, body in zip(trace["time_s"].tolist()[in_turn:], bodies[in_turn:], strict=True):
                 if (wait := begun + moment - clock()) > 0:
                     await asyncio.sleep(wait)
                 group.create_task(ask(moment, body))
-    columns = [
-        "time_s",
-        "late_ms",
-        "latency_ms",
-        "status",
-        "label",
-        "served_by",
-        "stratum",
-        "degraded",
-        "reason",
-    ]
-    return pd.DataFrame(rows, columns=columns).sort_values("time_s", kind="stable", ignore_index=True)
+    columns = ["time_s", "late_ms", "latency_ms", "status", "label", "served_by", "stratum", "degraded"]
+    answers = pd.DataFrame(rows, columns=[*columns, "reason"])
+    rest = answers.iloc[in_turn:].sort_values("time_s", kind="stable")
+    return pd.concat([answers.iloc[:in_turn], rest], ignore_index=True)
 
 
-def replay_apart(url: str, trace: pd.DataFrame) -> pd.DataFrame:
+def replay_apart(url: str, trace: pd.DataFrame, in_turn: int = 0) -> pd.DataFrame:
     """`replay` in a process of its own, so that asking does not slow down a service in this one.
 
     Raises:
@@ -107,16 +104,11 @@ def replay_apart(url: str, trace: pd.DataFrame) -> pd.DataFrame:
         asked, answered = Path(folder) / "trace.parquet", Path(folder) / "answers.parquet"
         write_parquet(trace[list(TRACE_COLUMNS)], asked)
         command = [sys.executable, "-m", "lore_lib", "load", "--url", url]
-        command += ["--trace", str(asked), "--out", str(answered)]
+        command += ["--trace", str(asked), "--out", str(answered), "--in-turn", str(in_turn)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise EngineError(f"the load test failed: {done.stderr.strip()[-500:]}")
         return read_parquet(answered)
-
-
-def one_by_one(trace: pd.DataFrame, gap_s: float) -> pd.DataFrame:
-    """The same requests, each alone: what an answer takes when nothing else is asked."""
-    return trace.assign(time_s=np.arange(len(trace)) * gap_s)
 
 
 def summary(answers: pd.DataFrame) -> dict[str, float]:

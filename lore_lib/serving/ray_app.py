@@ -21,7 +21,7 @@ def app(args: dict[str, Any]) -> Application:
     """What `import_path` of a Ray Serve config names.
 
     Args:
-        args: run (folder name under outputs), and settings ("service.llm=off", ...), as `lore serve` takes them.
+        args: run (folder name under outputs), and settings ("service.llm=none", ...) as of `lore serve --set`.
     """
     run, settings = str(args["run"]), dict(parse_setting(text) for text in args.get("settings", ()))
     limits = open_bundle(run, settings).config.service
@@ -31,7 +31,9 @@ def app(args: dict[str, Any]) -> Application:
     class Relevance:
         """One replica."""
 
-    return Relevance.options(max_ongoing_requests=limits.in_flight).bind()
+    deployment: Any = Relevance
+    application: Application = deployment.options(max_ongoing_requests=limits.in_flight).bind()
+    return application
 
 
 def _made_in_the_replica(run: str, settings: dict[str, Any]) -> Any:

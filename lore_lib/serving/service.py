@@ -1,8 +1,8 @@
 """One request, answered for real: which judge, in what time, and what instead when one of them fails.
 
-Head queries are looked up among the scores made offline, torso queries go to the student, tail queries to the LLM;
-`router.route` says the same over arrays. Whatever fails, the student answers, and the answer says so: it is marked
-`degraded`, with one of `REASONS`.
+Head queries are looked up among the scores made offline, torso queries go to the student, tail queries to the
+LLM; `router.route` says the same over arrays. Whatever fails, the student answers, and the answer says so: it
+is marked `degraded`, with one of `REASONS`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import pandas as pd
 from lore_lib.errors import DataError, LoreError
 from lore_lib.features.packing import Packer
 from lore_lib.features.prompts import item_sections, neutralise
-from lore_lib.sampling.intervals import Floats
 from lore_lib.serving.catalogue import Catalogue
 from lore_lib.serving.stores import Score, Store, StoreDown, score_key
 from lore_lib.vertical.schema import LABELS, RELEVANT
@@ -51,9 +50,9 @@ class UnknownItem(DataError):
 class QueryCounter:
     """Names a query's stratum from requests of the past, and counts this one for the future.
 
-    Requests are counted in windows. A stratum is read from finished windows only, never from the one under way; of
-    these the newest weighs half, the one before a quarter, and so on, so that what was asked long ago fades and
-    memory is bounded by the distinct queries of a few windows.
+    Requests are counted in windows. A stratum is read from finished windows only, never from the one under way;
+    of these the newest weighs half, the one before a quarter, and so on, so that what was asked long ago fades
+    and memory is bounded by the distinct queries of a few windows.
 
     Args:
         past: requests per window by query; more than none.
@@ -333,7 +332,7 @@ class Service:
         """Put scores made offline into the store; those of items that have changed or gone stay out.
 
         Args:
-            scores: query, item_id, version (of the item as it was judged), label, scored_at (seconds since 1970).
+            scores: query, item_id, version (of the item as judged), label, scored_at (seconds since 1970).
 
         Returns:
             How many were put in.

@@ -1,9 +1,9 @@
 """Where scores wait to be served: SQLite in a file, Redis or Valkey by URL.
 
-A score is found by a key that holds all it depends on: who judged, the query, the item and the item's version.
-So an item that changes, or a new judge, leaves the old scores behind unread. Beyond that a score has an age, and
-what is older than the store's limit is a miss. What is read is checked: a value that was damaged, or that stands
-under a foreign key, is a miss as well.
+A score is found by a key that holds all it depends on: who judged, the query, the item and the item's
+version. So an item that changes, or a new judge, leaves the old scores behind unread. Beyond that a score has
+an age, and what is older than the store's limit is a miss. What is read is checked: a value that was damaged,
+or that stands under a foreign key, is a miss as well.
 """
 
 from __future__ import annotations

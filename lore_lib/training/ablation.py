@@ -1,8 +1,9 @@
 """The paper's first experiment: which parts of an item, and how long a prompt, make a better judge.
 
-Prompts form a ladder, each rung telling more of the item than the one below. The same base is tuned on labels
-alone, once per rung and for a short while, and then judges dev pairs from prompts of that rung. There are no
-chains of thought: the rungs differ in evidence and in nothing else.
+Prompts form a ladder, each rung telling more of the item than the one below. A base is tuned on bare labels,
+every train pair once on every rung, and then judges dev pairs from the prompts of each rung. So one model
+stands on all rungs: they differ in evidence and in nothing else, and what is learned of a label on one serves
+the others. A tuning per rung would need as many labels for each to show the same.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from lore_lib.errors import DataError
 from lore_lib.features.build import build_prompts
 from lore_lib.features.template import Template
 from lore_lib.parallel import run_parallel
-from lore_lib.rng import generator
+from lore_lib.rng import derive_seed, generator
 from lore_lib.sampling.engine import SampleJob, Sampling, chat_text, run_sample_job
 from lore_lib.sampling.intervals import cluster_bootstrap, paired_difference
 from lore_lib.sampling.pass_at_k import expected_chance_pass_at_k, summarise
@@ -100,17 +101,18 @@ def ladder_prompts(
 
 
 @dataclass(frozen=True)
-class RungJob:
-    """Tune one model and let it judge; picklable, for :func:`lore_lib.parallel.run_parallel`."""
+class LadderJob:
+    """Tune one model and let it judge from every rung; picklable, for
+    :func:`lore_lib.parallel.run_parallel`."""
 
     tune: SftJob
-    judge: SampleJob
+    judges: tuple[SampleJob, ...]
 
 
-def rung_jobs(
+def ladder_jobs(
     config: Config, built: Mapping[Rung, pd.DataFrame], pairs: pd.DataFrame, folder: Path
-) -> list[RungJob]:
-    """One job per rung; all learn the labels of the same train pairs and judge all dev pairs.
+) -> list[LadderJob]:
+    """One job per training; all learn the labels of the same train pairs and judge all dev pairs.
 
     Args:
         config: sizes (``features.ablation_*``), model and seed.
@@ -121,69 +123,95 @@ def rung_jobs(
     Raises:
         DataError: no train or no dev pairs.
     """
-    sizes = config.features
+    sizes, model = config.features, config.model
     by_split = {split: pairs[pairs["split"] == split] for split in ("train", "dev")}
     if empty := [split for split, part in by_split.items() if part.empty]:
         raise DataError(f"pairs: none in split {' and '.join(empty)}; the ladder tunes on train, judges dev")
     train, rng = by_split["train"], generator(config.seed, "ablation", "train")
     taught = train.sample(min(sizes.ablation_pairs, len(train)), random_state=rng)
-    answers = pd.Series(map(render_answer, taught["label"], taught["mismatch"]), index=taught["pair_id"])
+    rows = write_parquet(_taught_rows(built, taught), folder / "train.parquet")
+    asked = []
+    for place, frame in enumerate(built.values()):
+        dev = frame.loc[frame["split"] == "dev", ["pair_id", "query_id", "prompt"]]
+        asked.append(write_parquet(dev, folder / f"dev-{place}.parquet"))
+    longest = max(int(frame["tokens"].max()) for frame in built.values())
     jobs = []
-    for place, (rung, frame) in enumerate(built.items()):
-        home = folder / f"rung-{place}"
-        rows = frame.set_index("pair_id").loc[answers.index].assign(completion=answers).reset_index()
-        asked = frame.loc[frame["split"] == "dev", ["pair_id", "query_id", "prompt"]]
+    for training in range(sizes.ablation_trainings):
+        home, seed = folder / f"training-{training}", derive_seed(config.seed, "ablation", training)
         tune = SftJob(
-            arm=rung.name,
-            base=config.model.base,
-            rows=write_parquet(rows[["pair_id", "prompt", "completion"]], home / "train.parquet"),
+            arm=f"ladder {training}",
+            base=model.base,
+            rows=rows,
             out=home / "model",
             epochs=sizes.ablation_epochs,
             learning_rate=sizes.ablation_learning_rate,
             batch_pairs=BATCH_PAIRS,
-            warmup_share=0.1,
-            max_sequence_tokens=int(frame["tokens"].max()) + ANSWER_TOKENS,
+            warmup_share=0.05,
+            max_sequence_tokens=longest + ANSWER_TOKENS,
             checkpoint_steps=100,
-            lora_rank=config.model.lora_rank,
-            seed=config.seed,
-            dtype=config.model.dtype,
-            device=config.model.device,
+            lora_rank=model.lora_rank,
+            seed=seed,
+            dtype=model.dtype,
+            device=model.device,
         )
-        judge = SampleJob(
-            system=rung.name,
-            model=str(tune.out),
-            prompts=write_parquet(asked, home / "dev.parquet"),
-            out=home / "samples.parquet",
-            sampling=Sampling(sizes.ablation_samples, 1.0, ANSWER_TOKENS, BATCH_COMPLETIONS, config.seed),
-            dtype=config.model.dtype,
-            device=config.model.device,
+        sampling = Sampling(sizes.ablation_samples, 1.0, ANSWER_TOKENS, BATCH_COMPLETIONS, seed)
+        judges = tuple(
+            SampleJob(
+                system=rung.name,
+                model=str(tune.out),
+                prompts=asked[place],
+                out=home / f"samples-{place}.parquet",
+                sampling=sampling,
+                dtype=model.dtype,
+                device=model.device,
+            )
+            for place, rung in enumerate(built)
         )
-        jobs.append(RungJob(tune, judge))
+        jobs.append(LadderJob(tune, judges))
     return jobs
+
+
+def _taught_rows(built: Mapping[Rung, pd.DataFrame], taught: pd.DataFrame) -> pd.DataFrame:
+    """Every taught pair on every rung: pair_id, prompt, completion."""
+    answers = pd.Series(map(render_answer, taught["label"], taught["mismatch"]), index=taught["pair_id"])
+    rungs = [
+        frame.set_index("pair_id").loc[answers.index].assign(completion=answers).reset_index()
+        for frame in built.values()
+    ]
+    return pd.concat(rungs, ignore_index=True)[["pair_id", "prompt", "completion"]]
 
 
 def judge_ladder(
     config: Config, built: Mapping[Rung, pd.DataFrame], pairs: pd.DataFrame, folder: Path
 ) -> pd.DataFrame:
-    """Samples of every rung over the dev pairs; does the :func:`rung_jobs`, ``runtime.workers`` at once."""
-    jobs = rung_jobs(config, built, pairs, folder)
-    drawn = run_parallel(run_rung, jobs, config.runtime.workers, "rungs")
-    return pd.concat(map(read_parquet, drawn), ignore_index=True)
+    """Samples of every rung over the dev pairs; does the :func:`ladder_jobs`, ``runtime.workers`` at once.
+
+    The rows of a rung hold those of all trainings, told apart by the column ``training``; their sample
+    numbers go on from one to the next.
+    """
+    jobs = ladder_jobs(config, built, pairs, folder)
+    drawn = run_parallel(climb, jobs, config.runtime.workers, "trainings")
+    parts = [
+        part.assign(training=training, sample=part["sample"] + training * config.features.ablation_samples)
+        for training, files in enumerate(drawn)
+        for part in map(read_parquet, files)
+    ]
+    return pd.concat(parts, ignore_index=True)
 
 
-def run_rung(job: RungJob) -> Path:
-    """Do one job and return the file of its samples; finished samples are kept, the model is not."""
-    if not job.judge.out.exists():
+def climb(job: LadderJob) -> list[Path]:
+    """Do one job; the file of samples of each rung. Finished samples are kept, the model is not."""
+    if not all(judge.out.exists() for judge in job.judges):
         train_sft(job.tune)
-        run_sample_job(job.judge)
+    drawn = [run_sample_job(judge) for judge in job.judges]
     shutil.rmtree(job.tune.out, ignore_errors=True)
-    return job.judge.out
+    return drawn
 
 
 def ladder_table(
     samples: pd.DataFrame, gold: pd.DataFrame, rng: np.random.Generator, resamples: int = 1000
 ) -> pd.DataFrame:
-    """pass@1 of every rung, and its gain over the rung below on the same pairs.
+    """pass@1 of every rung, and its gain over the rung below and over the lowest, on the same pairs.
 
     Args:
         samples: rows of all rungs, in the order of the ladder.
@@ -193,25 +221,25 @@ def ladder_table(
 
     Returns:
         Columns system (the rung), pairs ("all", or a kind of ``TOLD`` that occurs), value, low, high, n
-        (pairs), gain, gain_low, gain_high (NaN on the lowest rung), parse_rate.
+        (pairs), gain, gain_low, gain_high over the rung below, total, total_low, total_high over the lowest
+        (all NaN on the lowest), parse_rate.
     """
     groups = {"all": gold} | {kind: part for kind in TOLD if len(part := gold[gold["kind"] == kind])}
     rows = []
     for group, part in groups.items():
-        below = None
+        climbed: list[pd.Series] = []
         for system, drawn in samples[samples["pair_id"].isin(part["pair_id"])].groupby("system", sort=False):
             scored = summarise(drawn, part, k=1)
             right, queries = scored["pass_at_1"], scored["query_id"]
             low, high = cluster_bootstrap(right, queries, resamples, rng)
-            gain = (np.nan,) * 3
-            if below is not None:
-                gain = paired_difference(right, below, queries, resamples, rng)
-            below = right
-            rows.append(
-                (system, group, right.mean(), low, high, len(scored), *gain, scored["parse_rate"].mean())
-            )
-    names = ["system", "pairs", "value", "low", "high", "n", "gain", "gain_low", "gain_high", "parse_rate"]
-    return pd.DataFrame(rows, columns=names)
+            row = {"system": system, "pairs": group, "value": right.mean(), "low": low, "high": high}
+            row |= {"n": len(scored), "parse_rate": scored["parse_rate"].mean()}
+            for name, other in (("gain", climbed[-1:]), ("total", climbed[:1])):
+                gain = paired_difference(right, other[0], queries, resamples, rng) if other else (np.nan,) * 3
+                row |= dict(zip((name, f"{name}_low", f"{name}_high"), gain, strict=True))
+            climbed.append(right)
+            rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def without_model(pairs: pd.DataFrame) -> dict[str, float]:

@@ -129,15 +129,23 @@ def teacher_shift(artefacts: Artefacts) -> list[Finding]:
                 paired_difference(scored[arm][name], direct[name], direct.query_id, RESAMPLES, rng)
                 for name in ("pass_at_1", "pass_at_k")
             )
-            findings.append(
+            evidence = f"pass@1 {_points(one)}, pass@k {_points(many)} against direct"
+            findings += [
                 Finding(
-                    f"pass@1 fell after tuning on {arm} chains",
+                    f"{arm} chains: pass@1 falls, pass@k does not",
                     one[2] < 0 <= many[2],
-                    f"pass@1 {_points(one)}, pass@k {_points(many)} against direct",
+                    evidence,
                     "teacher and student read different contexts: put the evidence into the chain "
                     "(progressive), let the student write its chains (on-policy), then reinforce",
-                )
-            )
+                ),
+                Finding(
+                    f"{arm} chains: pass@1 and pass@k fall",
+                    max(one[2], many[2]) < 0,
+                    evidence,
+                    "the student has not learnt to write the chains: more cot.pairs or sft.epochs; look at "
+                    "its parse rate and its longest chains",
+                ),
+            ]
     return findings
 
 

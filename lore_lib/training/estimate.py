@@ -162,25 +162,25 @@ def training_needs(
     )
 
 
-def sft_needs(config: Config, row_tokens: int = 0, labelled_tokens: int = 0, rows: int = 0) -> Needs:
+def sft_needs(config: Config, longest: int = 0, labelled: int = 0, tokens: int = 0) -> Needs:
     """What the tuning of one arm needs.
 
     Args:
         config: model, sizes and processes.
-        row_tokens: of the longest row; 0 takes the limit, ``sft.max_sequence_tokens``.
-        labelled_tokens: of them, the completion; 0 takes a third.
-        rows: kept by the funnel; 0 takes ``cot.pairs``.
+        longest: tokens of the longest row; 0 takes the limit, ``sft.max_sequence_tokens``.
+        labelled: tokens of the longest completion; 0 takes a third of that.
+        tokens: of all rows; 0 takes ``cot.pairs`` rows of the longest.
     """
     s, runtime = config.sft, config.runtime
-    longest = row_tokens or s.max_sequence_tokens
+    longest = longest or s.max_sequence_tokens
     held, _ = share_batch(s.batch_pairs, runtime.processes, s.pairs_at_once)
     return training_needs(
         model_shape(config.model.base),
         config.model.dtype,
         held,
         longest,
-        labelled_tokens or longest // 3,
-        (rows or config.cot.pairs) * s.epochs * longest,
+        labelled or longest // 3,
+        (tokens or config.cot.pairs * longest) * s.epochs,
         config.model.lora_rank,
         runtime.processes if runtime.accelerate in ("fsdp2", "zero3") else 1,
         resolve_device(config.model.device) == "cuda",

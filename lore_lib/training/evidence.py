@@ -65,7 +65,7 @@ def teach_students(
     traces: Mapping[str, pd.DataFrame],
     rows: pd.DataFrame,
     dev: pd.DataFrame,
-    synthesis: Synthesis,
+    makers: Mapping[str, Synthesis],
     folder: Path,
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Tune one student per arm and seed, and one per seed on its own verified chains.
@@ -75,7 +75,7 @@ def teach_students(
         traces: arm -> its traces; the student of the first one writes the chains of the on-policy arm.
         rows: from :func:`lore_lib.cot.synthesis.pair_rows`, of the same pairs in the same order.
         dev: pair_id, query_id, prompt of the pairs to judge.
-        synthesis: of the first arm; its funnel verifies the student.
+        makers: arm -> its synthesis; the funnel of the first one verifies the student.
         folder: where the jobs' files go.
 
     Returns:
@@ -101,7 +101,7 @@ def teach_students(
     later, chosen, verdicts = [], [], []
     for seed in config.cot.ablation_seeds:
         _, chains = drawn[first, _seed(config, seed)]
-        kept, judged = on_policy_traces(read_parquet(chains), rows, traces[first], synthesis)
+        kept, judged = on_policy_traces(read_parquet(chains), rows, traces[first], makers[first])
         chosen.append(kept.assign(seed=seed))
         verdicts.append(judged.assign(seed=seed))
         later.append(_job(config, ARM, seed, kept, {"dev": asked}, folder))
@@ -127,6 +127,7 @@ def _job(
     tune = replace(
         sft_job(config, arm, taught, home / "model"),
         epochs=config.cot.ablation_epochs,
+        batch_pairs=config.cot.ablation_batch_pairs,
         seed=_seed(config, seed),
     )
     counts = {"dev": config.cot.ablation_samples, "own": config.cot.on_policy_samples}
@@ -135,6 +136,38 @@ def _job(
         for name, prompts in writes.items()
     ]
     return ArmJob(tune, tuple(drawing))
+
+
+def teacher_table(traces: Mapping[str, pd.DataFrame], pairs: pd.DataFrame) -> pd.DataFrame:
+    """The teachers' own accuracy: share of verdicts that are the gold label, by arm (rows) and subset.
+
+    Args:
+        traces: arm -> its traces.
+        pairs: pair_id, kind and intent of at least these pairs.
+    """
+    which = pairs.set_index("pair_id").pipe(subset_of)
+    rows = {}
+    for arm, frame in traces.items():
+        right = frame["teacher_label"] == frame["label"]
+        rows[arm] = {"all": right.mean(), **right.groupby(frame["pair_id"].map(which)).mean()}
+    return pd.DataFrame(rows).T
+
+
+def beside_teachers(students: pd.DataFrame, samples: pd.DataFrame, teachers: pd.DataFrame) -> pd.DataFrame:
+    """Scores of the students by arm, and beside them how often they parse and what their teachers got right.
+
+    Args:
+        students: from :func:`student_table`; samples: what it was made from; teachers: from
+            :func:`teacher_table`.
+    """
+    table = students.pivot(index="system", columns=["metric", "subset"], values="value")
+    order = [(metric, name) for metric in students["metric"].unique() for name in SUBSETS]
+    table = table.loc[samples["system"].unique(), [key for key in order if key in table]]
+    table["parse rate", "all"] = (samples["parse_kind"] == "ok").groupby(samples["system"]).mean()
+    for name in SUBSETS:
+        if name in teachers:
+            table["the teacher alone", name] = teachers[name]
+    return table
 
 
 def student_table(

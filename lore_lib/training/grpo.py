@@ -13,7 +13,6 @@ idle. The policy ``on_policy`` is just that, and says so.
 from __future__ import annotations
 
 import math
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -52,8 +51,9 @@ from lore_lib.sampling.engine import (
 )
 from lore_lib.sampling.pass_at_k import summarise
 from lore_lib.sampling.strata import curriculum_window
+from lore_lib.training.head import score_labelled_positions
 from lore_lib.training.rewards import Grading, reward, reward_functions, training_progress
-from lore_lib.training.sft import FINISHED, drop_checkpoints, hardware, lora_config, quiet_trl
+from lore_lib.training.sft import FINISHED, drop_checkpoints, hardware, lora_config, processes, quiet_trl
 
 PROBES = "probes.jsonl"
 BEST = "best"
@@ -219,6 +219,17 @@ def grpo_job(
     )
 
 
+def grpo_jobs(config: Config, base: str | Path, pool: Path, probe: Path, folder: Path) -> list[GrpoJob]:
+    """Every variant with every seed; the recipe's runs come first and lie in ``folder`` itself."""
+    recipe, *others = variants(config.grpo)
+    homes = {recipe: folder} | {way: folder / f"{way.policy}-{way.curriculum}" for way in others}
+    return [
+        grpo_job(config, base, pool, probe, home / f"seed-{seed}", seed, way)
+        for way, home in homes.items()
+        for seed in config.grpo.seeds
+    ]
+
+
 def grpo_config(job: GrpoJob, processes: int = 1) -> GRPOConfig:
     """TRL's settings for a job. Checkpoints fall on rollout boundaries, where resuming is exact.
 
@@ -247,7 +258,7 @@ def grpo_config(job: GrpoJob, processes: int = 1) -> GRPOConfig:
         gradient_accumulation_steps=mine // micro,
         steps_per_generation=job.updates * mine // micro,
         num_generations=job.completions_per_prompt,
-        lr_scheduler_type="constant_with_warmup",
+        lr_scheduler_type="linear",
         warmup_steps=job.updates,
         adam_beta2=0.98,
         weight_decay=0.0,
@@ -310,22 +321,25 @@ def train_grpo(job: GrpoJob) -> Path:
         )
     rollout = _Rollout(job, [chat_text(tokenizer, user) for user in pool.prompt], pool.label.tolist())
     job.out.mkdir(parents=True, exist_ok=True)
-    probe = _Probe(job)
+    probe, arguments = _Probe(job), grpo_config(job, processes())
+    model = load_model(job.base, job.dtype, job.device if processes() == 1 else "cpu")
     with quiet_trl():
         trainer = LeanTrainer(
-            model=load_model(job.base, job.dtype, job.device),
+            model=model,
             reward_funcs=reward_functions(job.grading),
-            args=grpo_config(job, int(os.environ.get("WORLD_SIZE", "1"))),
+            args=arguments,
             train_dataset=rollout.first_draws(),
             processing_class=tokenizer,
             callbacks=[probe, _Finite(job)],
             peft_config=lora_config(job.lora_rank),
             rollout_func=rollout,
         )
+        if arguments.use_cpu:
+            score_labelled_positions(model, job.temperature)
         probe.trainer = trainer
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=get_last_checkpoint(str(job.out)))
-        if trainer.accelerator.is_main_process:
+        if trainer.is_world_process_zero():
             _finish(job, trainer.state.log_history)
     return job.out / BEST
 
@@ -342,11 +356,23 @@ def _finish(job: GrpoJob, log: Sequence[dict[str, Any]]) -> None:
     drop_checkpoints(job.out)
 
 
-def _replace_folder(folder: Path, model: Any, tokenizer: Any) -> None:
+def _keep(trainer: GRPOTrainer, folder: Path) -> None:
+    """Save the weights as they are now, of an adapter its own alone: the model in training stays untouched.
+
+    All processes take part, for sharded weights are gathered; the first one writes.
+    """
+    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    weights = trainer.accelerator.get_state_dict(trainer.model) if sharded else None
+    if trainer.is_world_process_zero():
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        _replace_folder(folder, model, trainer.processing_class, weights)
+
+
+def _replace_folder(folder: Path, model: Any, tokenizer: Any, weights: Any = None) -> None:
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     with no_weight_bars():
-        model.save_pretrained(part)
+        model.save_pretrained(part, state_dict=weights)
     tokenizer.save_pretrained(part)
     shutil.rmtree(folder, ignore_errors=True)
     part.replace(folder)
@@ -583,10 +609,9 @@ class _Probe(TrainerCallback):
             "parse_rate": float((samples.parse_kind == "ok").mean()),
             "examples": samples.completion[:3].tolist(),
         }
-        if self.trainer.accelerator.is_main_process:
-            if all(row["pass_at_1"] > earlier["pass_at_1"] for earlier in rows):
-                model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-                _replace_folder(self._job.out / BEST, model, self.trainer.processing_class)
+        if all(row["pass_at_1"] > earlier["pass_at_1"] for earlier in rows):
+            _keep(self.trainer, self._job.out / BEST)
+        if self.trainer.is_world_process_zero():
             write_jsonl(path, [*rows, row])
         return [earlier["pass_at_1"] for earlier in (*rows, row)]
 
@@ -641,3 +666,71 @@ def history_rows(log: Sequence[dict[str, Any]], job: GrpoJob) -> list[dict[str, 
 def run_rows(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """(history, probes) of a finished run."""
     return pd.DataFrame(read_jsonl(folder / FINISHED)), pd.DataFrame(read_jsonl(folder / PROBES))
+
+
+_PANELS = {
+    "outcome_reward": ("reward", "outcome"),
+    "format_reward": ("reward", "format"),
+    "entropy": ("entropy (nats per token)", "mean"),
+    "mean_tokens": ("tokens per completion", "mean"),
+    "clip_low": ("clipped tokens (share)", "low"),
+    "clip_high": ("clipped tokens (share)", "high"),
+    "zero_variance_share": ("groups without signal (share)", "drawn first"),
+    "idle_share": ("groups without signal (share)", "trained on"),
+}
+
+
+def health_rows(history: pd.DataFrame, probes: pd.DataFrame, k: int) -> pd.DataFrame:
+    """What the recipe's runs logged, as `viz.figures.training_curves` takes it: a series per quantity."""
+    looks = {"pass_at_1": ("dev pairs", "pass@1"), "pass_at_k": ("dev pairs", f"pass@{k}")}
+    rows = pd.concat([_long(history, _PANELS), _long(probes, looks)], ignore_index=True)
+    mine: pd.DataFrame = rows[rows.variant == history.variant.iloc[0]]
+    return mine
+
+
+def variant_rows(history: pd.DataFrame, probes: pd.DataFrame, k: int) -> pd.DataFrame:
+    """What every variant's runs logged, as `viz.figures.training_curves` takes it: a series per variant."""
+    logged = {"outcome_reward": "outcome reward", "entropy": "entropy (nats per token)"}
+    looks = {"pass_at_1": "pass@1, dev", "pass_at_k": f"pass@{k}, dev", "mean_tokens": "tokens, dev"}
+    rows = pd.concat(
+        _long(frame, {name: (panel, "") for name, panel in panels.items()})
+        for frame, panels in ((history, logged), (probes, looks))
+    )
+    return rows.assign(series=rows.variant).reset_index(drop=True)
+
+
+def _long(rows: pd.DataFrame, panels: dict[str, tuple[str, str]]) -> pd.DataFrame:
+    """variant, seed, rollout, panel, series, value; updates of one rollout are averaged."""
+    keys = ["variant", "seed", "rollout"]
+    means = rows.groupby(keys, sort=False)[list(panels)].mean().reset_index()
+    long = means.melt(keys, list(panels)).dropna()
+    long[["panel", "series"]] = [panels[name] for name in long.variable]
+    return long.drop(columns="variable")
+
+
+def compare_variants(probes: pd.DataFrame) -> pd.DataFrame:
+    """One row per variant: gains on dev pairs from the first look to the best and to the last, over seeds.
+
+    Returns:
+        Columns variant, seeds, start (pass@1), best and last (gain of pass@1), k_last (gain of pass@k),
+        tokens (gain) and, for the last gain of pass@1, lowest and highest of the seeds.
+    """
+    rows = []
+    for variant, part in probes.groupby("variant", sort=False):
+        looks = part.sort_values("rollout").groupby("seed")
+        first, last, best = looks.first(), looks.last(), looks.pass_at_1.max()
+        gain = last.pass_at_1 - first.pass_at_1
+        rows.append(
+            {
+                "variant": variant,
+                "seeds": len(first),
+                "start": first.pass_at_1.mean(),
+                "best": (best - first.pass_at_1).mean(),
+                "last": gain.mean(),
+                "lowest": gain.min(),
+                "highest": gain.max(),
+                "k_last": (last.pass_at_k - first.pass_at_k).mean(),
+                "tokens": (last.mean_tokens - first.mean_tokens).mean(),
+            }
+        )
+    return pd.DataFrame(rows)

@@ -22,13 +22,14 @@ from pydantic import TypeAdapter
 
 from lore_lib.artifacts import atomic_write_text, make_folder, project_root
 from lore_lib.config import RuntimeConfig
-from lore_lib.errors import ConfigError, EngineError, nearest
+from lore_lib.errors import ConfigError, EngineError, LoreError, nearest
 from lore_lib.parallel import run_parallel
 from lore_lib.training.grpo import GrpoJob, train_grpo
 from lore_lib.training.sft import SftJob, train_sft
 
 Job = SftJob | GrpoJob
 
+_REASON = "lore: "  # begins the line of a process that says why it stops
 _PARENT = "LORE_PARENT"  # pid of the process that waits for the training
 _KINDS: dict[str, type[Job]] = {"sft": SftJob, "grpo": GrpoJob}
 
@@ -92,6 +93,7 @@ def _launched(job: Job, runtime: RuntimeConfig) -> Path:
     command = launch_command(write_job(job, job.out / "launch.json"), runtime)
     print(shlex.join(command), flush=True)  # noqa: T201 - what to run on the other machines
     last: deque[str] = deque(maxlen=20)
+    reasons: dict[str, None] = {}  # all processes give the same one
     environment = os.environ | {_PARENT: str(os.getpid()), "OMP_NUM_THREADS": "1"}
     with (
         (job.out / "train.log").open("a", encoding="utf-8") as log,
@@ -105,13 +107,15 @@ def _launched(job: Job, runtime: RuntimeConfig) -> Path:
                 print(line, end="", flush=True)  # noqa: T201 - the log, as it comes
                 log.write(line)
                 last.append(line)
+                if line.startswith(_REASON):
+                    reasons[line.removeprefix(_REASON)] = None
         except BaseException:
             process.terminate()
             raise
     if process.returncode:
         raise EngineError(
-            f"the training in {job.out} ended with status {process.returncode}; the whole log is train.log "
-            f"there, and it resumes at its last checkpoint. It ends with:\n{''.join(last)}"
+            f"the training in {job.out} ended with status {process.returncode}; it resumes at its last "
+            f"checkpoint, and the whole log is train.log there:\n{''.join(reasons or last)}"
         )
     return train(job)  # finished: its folder
 
@@ -127,7 +131,11 @@ def main(arguments: Sequence[str]) -> None:
     """Train the job of a file; started by accelerate in each process."""
     if parent := os.environ.get(_PARENT):
         threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
-    train(read_job(Path(arguments[0])))
+    try:
+        train(read_job(Path(arguments[0])))
+    except LoreError as error:
+        print(f"{_REASON}{error}", file=sys.stderr, flush=True)  # noqa: T201 - to whoever waits
+        sys.exit(1)
 
 
 if __name__ == "__main__":

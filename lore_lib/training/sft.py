@@ -26,7 +26,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
 from lore_lib.artifacts import atomic_write_json, read_jsonl, read_parquet, write_jsonl
-from lore_lib.completion import parse
+from lore_lib.completion import reader_of
 from lore_lib.config import Config
 from lore_lib.device import resolve_device
 from lore_lib.errors import ArtifactError, ConfigError, DataError, EngineError
@@ -116,26 +116,18 @@ def train_sft(job: SftJob) -> Path:
         {"prompt": [chat_text(tokenizer, user) for user in rows.prompt], "completion": rows.completion}
     )
     longest = check_lengths(tokenizer, data, rows.pair_id.tolist(), job.max_sequence_tokens)
-    check_labels(rows.completion.tolist())
-    arguments = sft_config(job)
+    check_labels(job.arm, rows.completion.tolist())
     model = load_model(job.base, job.dtype, job.device if processes() == 1 else "cpu")
     check_fits(model, longest)
     claim_folder(job)
     with quiet_trl():
-        trainer = _Trainer(
-            model=model,
-            args=arguments,
-            train_dataset=Dataset.from_pandas(data, preserve_index=False),
-            processing_class=tokenizer,
-            peft_config=lora_config(job.lora_rank),
-        )
-        if arguments.use_cpu:
-            score_labelled_positions(model)
-        trainer.remove_callback(PrinterCallback)
+        trainer = sft_trainer(job, model, tokenizer, data)
+        if processes() == 1:
+            trainer.remove_callback(PrinterCallback)
         try:
             trainer.train(resume_from_checkpoint=get_last_checkpoint(str(job.out)))
         except torch.OutOfMemoryError as error:
-            held = arguments.per_device_train_batch_size
+            held = trainer.args.per_device_train_batch_size
             raise EngineError(
                 f"out of memory with {held} pairs of up to {longest} tokens at once on each device: lower "
                 f"sft.pairs_at_once (to {max(1, held // 2)}), then features.budget or cot.max_words"
@@ -147,6 +139,31 @@ def train_sft(job: SftJob) -> Path:
         write_jsonl(job.out / FINISHED, logged)
         drop_checkpoints(job.out)
     return job.out
+
+
+def sft_trainer(job: SftJob, model: PreTrainedModel, tokenizer: Any, data: pd.DataFrame) -> SFTTrainer:
+    """The trainer of a job.
+
+    Args:
+        job: settings.
+        model: to tune; it is changed.
+        tokenizer: of the model.
+        data: columns prompt, up to where the assistant begins, and completion.
+
+    Raises:
+        ConfigError: a batch that the devices cannot share evenly.
+    """
+    arguments = sft_config(job)
+    trainer = _Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=Dataset.from_pandas(data, preserve_index=False),
+        processing_class=tokenizer,
+        peft_config=lora_config(job.lora_rank),
+    )
+    if arguments.use_cpu:
+        score_labelled_positions(model)
+    return trainer
 
 
 class _Trainer(SFTTrainer):
@@ -323,13 +340,13 @@ def check_lengths(tokenizer: Any, data: pd.DataFrame, pair_ids: list[str], limit
     return max(lengths)
 
 
-def check_labels(completions: list[str]) -> None:
+def check_labels(arm: str, completions: list[str]) -> None:
     """Refuse rows that all carry one label: what is tuned on them says nothing else.
 
     Raises:
         DataError: names the label.
     """
-    labels = {parse(completion).label for completion in completions}
+    labels = {reader_of(arm)(completion).label for completion in completions}
     if len(completions) > 1 and len(labels) == 1:
         raise DataError(
             f"all {len(completions)} rows carry the label {labels.pop() or '(none can be read)'!r}: a model "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,12 +12,12 @@ import pandas as pd
 
 from lore_lib.artifacts import atomic_write_text, read_parquet
 from lore_lib.errors import ArtifactError, DataError, nearest
+from lore_lib.vertical.adapters.rows import Problems, ReadReport
 from lore_lib.vertical.definition import Vertical, read_vertical, vertical_names, verticals_folder
 from lore_lib.vertical.mapping import OwnTables
 from lore_lib.vertical.source import Checked, Diagnostic, Node, check, read_source
 
 FILE = "vertical.yaml"
-_log = logging.getLogger(__name__)
 TEMPLATE = Path(__file__).with_name("template.yaml")
 
 
@@ -42,8 +41,13 @@ def find_vertical(path_or_name: str) -> Path:
     return named.relative_to(Path.cwd()) if named.is_relative_to(Path.cwd()) else named
 
 
-def validate(path: Path) -> Checked[Vertical]:
-    """Check a vertical file and its tables, with a line of log for what was left out; loads no model."""
+def validate(path: Path, report: ReadReport | None = None) -> Checked[Vertical]:
+    """Check a vertical file and its tables; loads no model.
+
+    Args:
+        path: the file.
+        report: takes what reading its own tables leaves out, cuts or changes by choice.
+    """
     checked, root = check(path, Vertical), read_source(path).root
     if root is None:
         return checked
@@ -56,7 +60,8 @@ def validate(path: Path) -> Checked[Vertical]:
     elif any(_is_under("tables", problem.field) for problem in checked.problems):
         found, complete = [], False  # it is not known yet what the files should hold
     else:
-        found = list(_own_problems(path, OwnTables.model_validate(section.plain), section))
+        report = ReadReport() if report is None else report
+        found = list(_own_problems(path, OwnTables.model_validate(section.plain), section, report))
     problems = [*checked.problems, *(found or [])]
     problems.sort(key=lambda problem: (problem.file != str(path), problem.file, problem.line))
     return Checked(None if problems else checked.value, problems, complete)
@@ -107,15 +112,12 @@ def _is_under(section: str, field: str) -> bool:
     return field == section or field.startswith((f"{section}.", f"{section}["))
 
 
-def _own_problems(path: Path, own: OwnTables, section: Node) -> Iterator[Diagnostic]:
-    """What is wrong with the files that the section ``tables`` names; logs what they leave out by choice."""
+def _own_problems(path: Path, own: OwnTables, section: Node, report: ReadReport) -> Iterator[Diagnostic]:
+    """What is wrong with the files that the section ``tables`` names."""
     from lore_lib.vertical.adapters import plain
-    from lore_lib.vertical.adapters.rows import Problems, ReadReport
 
-    problems, report = Problems(path.parent), ReadReport()
+    problems = Problems(path.parent)
     plain.collect(path.parent, own, problems, report)
-    if report.counts:
-        _log.warning("%s: by choice:\n%s", path.parent, report)
     for file, row, column, text in problems:
         there = path.parent / file
         if row or (there.is_file() and not column):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from lore_lib.errors import DataError, listed
-from lore_lib.vertical.schema import INTENTS, KINDS, LABELS
+from lore_lib.vertical.schema import INTENTS, KINDS, LABELS, load_demands
 
 Tables = dict[str, pd.DataFrame]
 
@@ -36,6 +36,30 @@ def check_tables(tables: dict[str, pd.DataFrame], where: Path | str) -> Tables:
     if problems := table_problems(tables):
         raise DataError(f"{where}: {listed(problems)}")
     return tables
+
+
+def split_sharing(queries: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
+    """How many query meanings and items stand in one split, and in several.
+
+    Two queries mean the same if their demands do, in whatever words; where no demands are known, if their
+    texts do but for case.
+
+    Returns:
+        Rows meanings, items; columns "in one split", "in several splits".
+    """
+    known = queries.get("demands", pd.Series("[]", queries.index)).map(load_demands)
+    meant = known.map(lambda asked: frozenset((d.dimension, d.value, d.negated) for d in asked))
+    meaning = meant.where(meant.map(len) > 0, queries["query"].str.lower())
+    splits = {
+        "meanings": queries["split"].groupby(meaning).nunique(),
+        "items": pairs.groupby("item_id")["split"].nunique(),
+    }
+    return pd.DataFrame(
+        {
+            "in one split": {name: int((counts == 1).sum()) for name, counts in splits.items()},
+            "in several splits": {name: int((counts > 1).sum()) for name, counts in splits.items()},
+        }
+    )
 
 
 def table_problems(tables: Tables) -> list[str]:

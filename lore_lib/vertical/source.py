@@ -477,6 +477,8 @@ class _Builder:
         line = line if line <= len(lines) else began  # what is never closed fails at the end of the file
         context = f" {error.context}" if error.context else ""
         since = f", which began on line {began}" if began != line else ""
+        if error.problem == "exceeded maximum nesting depth":  # libyaml's own bound, met while it looks ahead
+            return _Unreadable(line, f"nested deeper than {MAX_DEPTH} levels")
         return _Unreadable(line, f"not YAML: {error.problem or 'cannot be parsed'}{context}{since}")
 
 

@@ -15,19 +15,22 @@ from lore_lib.vertical.world import generate_tables
 _log = logging.getLogger(__name__)
 
 
-def load_tables(vertical: Vertical, sizes: WorldConfig, seed: int) -> Tables:
+def load_tables(
+    vertical: Vertical, sizes: WorldConfig, seed: int, report: ReadReport | None = None
+) -> Tables:
     """Tables ``items``, ``queries``, ``pairs`` and ``clicks``, checked.
 
     The files that the section ``tables`` of the vertical names are read where it has one; rows that are left
-    out and texts that are cut by choice are counted and logged. Otherwise ``data/verticals/<name>/*.parquet``
-    are used when ``pairs.parquet`` is there, and without it the world makes the tables.
+    out and texts that are cut by choice are counted and listed in `report`, and logged. Otherwise
+    ``data/verticals/<name>/*.parquet`` are used when ``pairs.parquet`` is there, and without it the world
+    makes the tables.
 
     Raises:
         DataError: the files or tables break their contract; every problem is listed.
     """
     folder = verticals_folder() / vertical.name
     if vertical.tables is not None:
-        report = ReadReport()
+        report = ReadReport() if report is None else report
         tables = plain.read(folder, vertical.tables, report=report)
         if report.counts:
             _log.warning("%s: by choice:\n%s", folder, report)

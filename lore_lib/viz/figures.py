@@ -15,7 +15,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib import figure as mpl
 from matplotlib.axes import Axes
-from matplotlib.ticker import EngFormatter, FuncFormatter, PercentFormatter
+from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike, NDArray
 
 from lore_lib.sampling.strata import STRATA
@@ -202,9 +202,9 @@ def training_curves(rows: pd.DataFrame, title: str) -> Figure:
     """What GRPO logs, one panel per quantity: the mean over seeds and the band from lowest to highest seed.
 
     Args:
-        rows: long form: step, seed, panel, series, value. Panels and series appear in the order given; for
-            example panel "reward" with series "outcome" and "format", panel "clipped tokens" with "low" and
-            "high".
+        rows: long form: rollout, seed, panel, series, value, as `health_rows` and `variant_rows` of
+            `training.grpo` give them. Panels and series appear in the order given; series that all share
+            get one legend.
         title: what is seen.
     """
     panels = list(dict.fromkeys(rows["panel"]))
@@ -212,20 +212,26 @@ def training_curves(rows: pd.DataFrame, title: str) -> Figure:
     lines = -(-len(panels) // columns)
     figure = Figure(figsize=(SIZE[0] * 1.3, 2.4 * lines + 0.5), layout="constrained")
     grid = figure.subplots(lines, columns, squeeze=False, sharex=True).ravel()
+    shared = len(panels) > 1 and rows.groupby("panel")["series"].nunique().eq(rows["series"].nunique()).all()
     for axes, panel in zip(grid, panels, strict=False):
         part = rows[rows["panel"] == panel]
-        spread = part.groupby(["series", "step"], sort=False)["value"].agg(
+        spread = part.groupby(["series", "rollout"], sort=False)["value"].agg(
             value="mean", low="min", high="max"
         )
-        _bands(axes, spread.reset_index().sort_values("step", kind="stable"), "step", "series", marker=False)
+        ordered = spread.reset_index().sort_values("rollout", kind="stable")
+        _bands(axes, ordered, "rollout", "series", marker=False)
         axes.set_title(panel, fontsize=10)
         _tidy(axes, "y")
-        if part["series"].nunique() > 1:
+        if part["series"].nunique() > 1 and not shared:
             axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    if shared and rows["series"].nunique() > 1:
+        lines_of, names = grid[0].get_legend_handles_labels()
+        figure.legend(lines_of, names, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     for axes in grid[len(panels) :]:
         axes.remove()
     for axes in grid[max(0, len(panels) - columns) : len(panels)]:
-        axes.set_xlabel("optimiser step")
+        axes.set_xlabel("rollout")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.tick_params(labelbottom=True)
     seeds = rows["seed"].nunique()
     band = f" (band: lowest to highest of {seeds} seeds)" if seeds > 1 else ""
@@ -453,6 +459,33 @@ def gains_figure(table: pd.DataFrame, title: str) -> Figure:
     axes.set_yticks(range(len(parts)), parts)
     axes.invert_yaxis()
     axes.set_xlabel("points gained, 95 % interval")
+    return _legend_right(figure, axes)
+
+
+def reliability_figure(curves: Mapping[str, pd.DataFrame], title: str) -> Figure:
+    """How often a judge is right among answers of like confidence; on the diagonal it is as right as it is sure.
+
+    The size of a marker follows the number of answers in its bin.
+
+    Args:
+        curves: name -> pairs, confidence, accuracy, as `calibration.reliability` gives them.
+        title: what is seen.
+    """
+    figure, axes = _canvas(title)
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle="dashed", label="as right as sure")
+    most = max(curve["pairs"].max() for curve in curves.values())
+    for index, (name, curve) in enumerate(curves.items()):
+        look = {"color": PALETTE[index % len(PALETTE)], "marker": MARKERS[index % len(MARKERS)]}
+        axes.plot(
+            curve["confidence"], curve["accuracy"], linestyle=_dash(index), markersize=4, label=name, **look
+        )
+        axes.scatter(
+            curve["confidence"], curve["accuracy"], s=20 + 180 * curve["pairs"] / most, alpha=0.4, **look
+        )
+    axes.set_xlabel("mean probability of the label given")
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.set_xlim(0, 1.02)
+    _share_axis(axes, "share of these answers that are right")
     return _legend_right(figure, axes)
 
 

@@ -1,4 +1,4 @@
-"""Step through judged pairs: what the query demands, what the item shows, which rule fired, and the label.
+"""Step through judged pairs, and through the chains of thought that teachers wrote about them.
 
 What sellers and shoppers wrote is hostile until proven otherwise. It reaches the page through one template
 that escapes every value; pictures are decoded and drawn anew, never passed on.
@@ -40,6 +40,7 @@ _PAGES = Environment(
 )
 _TEMPLATE = _PAGES.get_template("pair_card.html.j2")
 _VERDICTS = _PAGES.get_template("verdicts.html.j2")
+_TRACES = _PAGES.get_template("trace_card.html.j2")
 
 
 class _AsWritten(Neutral):
@@ -198,6 +199,73 @@ def _browser(
     choose()
     chooser = [HBox(list(filters.values())), *([HBox(list(further))] if further else [])]
     return VBox([*chooser, HBox([back, place, count, on]), card])
+
+
+def trace_card(traces: pd.DataFrame, pair_id: str) -> str:
+    """What the teachers of all arms wrote about one pair, side by side, as HTML with every value escaped.
+
+    A line of a chain that the chain to its left does not have is set in bold: it is what the stage added.
+
+    Args:
+        traces: ``TRACE_COLUMNS`` of one or more arms, in the order to show.
+        pair_id: which pair.
+
+    Raises:
+        DataError: no such pair; the nearest is named.
+    """
+    rows = traces[traces["pair_id"] == pair_id]
+    if rows.empty:
+        raise DataError(f"traces: no pair_id {pair_id!r}; {nearest(pair_id, traces['pair_id'].head(1000))}")
+    columns, before = [], None
+    for row in rows.to_dict("records"):
+        lines = str(row["completion"]).splitlines()
+        new = [before is not None and line not in before for line in lines]
+        columns.append(row | {"lines": list(zip(lines, new, strict=True))})
+        before = lines or before
+    return _TRACES.render(pair_id=pair_id, first=columns[0], columns=columns)
+
+
+def trace_browser(traces: pd.DataFrame) -> VBox:
+    """A live browser of traces: an accepted one on the left, a rejected one on the right, stage by stage.
+
+    Args:
+        traces: as for :func:`trace_card`; an arm and a reason choose what is rejected.
+    """
+    arm = Dropdown(description="arm", options=list(dict.fromkeys(traces["arm"])))
+    reason = Dropdown(description="rejected as")
+    places = {side: BoundedIntText(value=1, min=1, description=side) for side in ("accepted", "rejected")}
+    counts = {side: Label() for side in places}
+    cards = {side: HTML() for side in places}
+    found: dict[str, list[str]] = {side: [] for side in places}
+
+    def show(_: Any = None) -> None:
+        for side, card in cards.items():
+            counts[side].value = f"of {len(found[side])}"
+            at = places[side].value - 1
+            card.value = trace_card(traces, found[side][at]) if found[side] else "no such trace"
+
+    def choose(_: Any = None) -> None:
+        own = traces[traces["arm"] == arm.value]
+        found["accepted"] = own.loc[own["kept"], "pair_id"].tolist()
+        found["rejected"] = own.loc[~own["kept"] & (own["reason"] == reason.value), "pair_id"].tolist()
+        for side, place in places.items():
+            place.max = max(len(found[side]), 1)
+            place.value = 1
+        show()
+
+    def list_reasons(_: Any = None) -> None:
+        own = traces[(traces["arm"] == arm.value) & ~traces["kept"]]
+        reason.options = names = own["reason"].value_counts().index.tolist()
+        reason.value = names[0] if names else None
+        choose()
+
+    arm.observe(list_reasons, "value")
+    reason.observe(choose, "value")
+    for place in places.values():
+        place.observe(show, "value")
+    list_reasons()
+    sides = [VBox([HBox([places[side], counts[side]]), cards[side]]) for side in places]
+    return VBox([HBox([arm, reason]), HBox(sides)])
 
 
 def _row(tables: Mapping[str, pd.DataFrame], table: str, key: str, name: str) -> dict[str, Any]:

@@ -14,14 +14,16 @@ from lore_lib.errors import DataError
 from lore_lib.features.build import build_prompts
 from lore_lib.features.template import load_template
 from lore_lib.sampling.engine import SAMPLE_COLUMNS, load_tokenizer
+from lore_lib.training import ablation
 from lore_lib.training.ablation import (
     ANSWER_TOKENS,
     Rung,
+    climb,
+    judge_ladder,
     ladder,
+    ladder_jobs,
     ladder_prompts,
     ladder_table,
-    run_rung,
-    rung_jobs,
     without_model,
 )
 
@@ -30,7 +32,7 @@ Tables = dict[str, pd.DataFrame]
 
 @pytest.fixture
 def config(tiny_model: Path) -> Config:
-    sizes = {"features.ablation_pairs": 8, "features.ablation_epochs": 1, "features.ablation_samples": 2}
+    sizes = {"features.ablation_pairs": 8, "features.ablation_trainings": 2, "features.ablation_samples": 2}
     return load_config("smoke", overrides={**sizes, "model.base": str(tiny_model), "model.device": "cpu"})
 
 
@@ -64,24 +66,31 @@ def test_the_rung_that_completes_a_budget_is_that_budgets_prompt(
     assert medians[0] < medians[-1]
 
 
-def test_all_rungs_are_taught_the_same_train_pairs_and_judge_all_dev_pairs(
+def test_every_taught_pair_stands_on_every_rung_and_all_dev_pairs_are_judged(
     config: Config, built: dict[Rung, pd.DataFrame], world_tables: Tables, tmp_path: Path
 ) -> None:
     pairs = world_tables["pairs"].set_index("pair_id")
-    jobs = rung_jobs(config, built, world_tables["pairs"], tmp_path)
-    taught = [read_parquet(job.tune.rows) for job in jobs]
-    asked = [read_parquet(job.judge.prompts) for job in jobs]
-    for rows, prompts in zip(taught, asked, strict=True):
-        assert list(rows.pair_id) == list(taught[0].pair_id)
-        assert len(rows) == 8
-        gold = pairs.loc[rows.pair_id]
-        assert set(gold.split) == {"train"}
-        assert [(parse(c).label, parse(c).mismatch) for c in rows.completion] == list(
-            zip(gold.label, gold.mismatch, strict=True)
-        )
-        assert set(prompts.pair_id) == set(pairs.index[pairs.split == "dev"])
-    assert len({rows.prompt[0] for rows in taught}) == len(jobs)
-    assert {job.judge.sampling.n for job in jobs} == {2}
+    jobs = ladder_jobs(config, built, world_tables["pairs"], tmp_path)
+    assert len(jobs) == 2
+    assert len({job.tune.seed for job in jobs} | {job.judges[0].sampling.seed for job in jobs}) == 2
+    (rows,) = {job.tune.rows for job in jobs}
+    taught = read_parquet(rows)
+    assert (taught.groupby("pair_id").size() == len(built)).all()
+    assert taught.pair_id.nunique() == 8
+    assert set(map(tuple, taught[["pair_id", "prompt"]].to_numpy())) <= {
+        row for frame in built.values() for row in zip(frame.pair_id, frame.prompt, strict=True)
+    }
+    gold = pairs.loc[taught.pair_id]
+    assert set(gold.split) == {"train"}
+    assert [(parse(c).label, parse(c).mismatch) for c in taught.completion] == list(
+        zip(gold.label, gold.mismatch, strict=True)
+    )
+    for judge, (rung, frame) in zip(jobs[0].judges, built.items(), strict=True):
+        asked = read_parquet(judge.prompts)
+        assert judge.system == rung.name
+        assert asked.prompt.tolist() == frame.prompt[frame.split == "dev"].tolist()
+        assert set(asked.pair_id) == set(pairs.index[pairs.split == "dev"])
+        assert judge.sampling.n == 2
 
 
 @pytest.mark.parametrize("split", ["train", "dev"])
@@ -89,22 +98,37 @@ def test_a_missing_split_is_named(
     config: Config, built: dict[Rung, pd.DataFrame], world_tables: Tables, tmp_path: Path, split: str
 ) -> None:
     with pytest.raises(DataError, match=f"none in split {split};"):
-        rung_jobs(config, built, world_tables["pairs"].query("split != @split"), tmp_path)
+        ladder_jobs(config, built, world_tables["pairs"].query("split != @split"), tmp_path)
 
 
 def test_a_job_leaves_samples_and_no_model_and_is_not_done_twice(
     config: Config, built: dict[Rung, pd.DataFrame], world_tables: Tables, tmp_path: Path
 ) -> None:
-    job = rung_jobs(config, built, world_tables["pairs"], tmp_path)[0]
-    samples = read_parquet(run_rung(job))
-    assert list(samples) == SAMPLE_COLUMNS
-    assert set(samples.system) == {"title, price (short)"}
-    assert len(samples) == 2 * (world_tables["pairs"].split == "dev").sum()
+    job = ladder_jobs(config, built, world_tables["pairs"], tmp_path)[0]
+    drawn = climb(job)
+    samples = [read_parquet(file) for file in drawn]
+    assert [list(part) for part in samples] == [SAMPLE_COLUMNS] * len(built)
+    assert [set(part.system) for part in samples] == [{rung.name} for rung in built]
+    assert {len(part) for part in samples} == {2 * (world_tables["pairs"].split == "dev").sum()}
     assert not job.tune.out.exists()
-    before = job.judge.out.stat().st_mtime_ns
+    before = [file.stat().st_mtime_ns for file in drawn]
     job.tune.out.mkdir()  # as a kill between the two leaves it
-    assert run_rung(job).stat().st_mtime_ns == before
+    assert [file.stat().st_mtime_ns for file in climb(job)] == before
     assert not job.tune.out.exists()
+
+
+def test_the_trainings_of_a_rung_are_one_system_with_twice_the_samples(
+    config: Config, built: dict[Rung, pd.DataFrame], world_tables: Tables, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(ablation, "run_parallel", lambda work, jobs, *_: [work(job) for job in jobs])
+    samples = judge_ladder(config, built, world_tables["pairs"], tmp_path)
+    dev = world_tables["pairs"].query("split == 'dev'")
+    assert (samples.groupby("system").size() == 4 * len(dev)).all()
+    assert not samples.duplicated(["system", "pair_id", "sample"]).any()
+    assert set(zip(samples.training, samples["sample"], strict=True)) == {(0, 0), (0, 1), (1, 2), (1, 3)}
+    table = ladder_table(samples, dev, np.random.default_rng(0), 20)
+    assert list(table.system[table.pairs == "all"]) == [rung.name for rung in built]
 
 
 def test_there_is_room_for_every_label(tiny_model: Path, world_tables: Tables) -> None:
@@ -146,12 +170,22 @@ def test_the_table_by_hand() -> None:
         ("visual", "a", 2),
     ]
     assert table.value.tolist() == [4 / 8, 7 / 8, 1 / 4, 1.0]
-    assert table.gain.tolist()[1::2] == [3 / 8, 3 / 4]
-    assert table.gain.isna().tolist() == [True, False, True, False]
+    assert table.gain.tolist()[1::2] == table.total.tolist()[1::2] == [3 / 8, 3 / 4]
+    assert table.gain.isna().tolist() == table.total.isna().tolist() == [True, False, True, False]
     assert table.parse_rate.tolist() == [1, 7 / 8, 1, 1]
     assert (table.low <= table.value).all()
     assert (table.value <= table.high).all()
     assert (table.gain_low[1], table.gain_high[1]) == (0.25, 0.5)  # q0 gains 1/4, q1 1/2
+
+
+def test_a_gain_is_over_the_rung_below_and_a_total_over_the_lowest() -> None:
+    right, wrong = ["L1", "L1", "L2", "L2", "L3", "L3", "L4", "L4"], ["L4"] * 6 + ["L1"] * 2
+    middle = [*right[:4], *wrong[4:]]
+    rungs = {"low": wrong, "middle": middle, "high": right}
+    table = ladder_table(samples_of(rungs), GOLD, np.random.default_rng(0)).query("pairs == 'all'")
+    assert table.gain.tolist()[1:] == [1 / 2, 1 / 2]
+    assert table.total.tolist()[1:] == [1 / 2, 1.0]
+    assert table.total_low.iloc[2] == table.total_high.iloc[2] == 1.0
 
 
 def test_judges_without_a_model_know_train_and_are_scored_on_dev() -> None:

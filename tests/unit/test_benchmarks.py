@@ -82,3 +82,15 @@ def test_all_ways_of_simulating_serve_the_same(root: Path, monkeypatch: pytest.M
         assert sums.latency_quantile(level, stratum) == pytest.approx(rows[stratum, level], rel=0.03)
     jobs = [bench.prepare_queue(way, 500)() for way in bench.QUEUES]
     assert jobs[0].finish_s == pytest.approx(jobs[1].finish_s)
+
+
+def test_both_ways_of_updating_have_the_same_loss(
+    root: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    bench: Any = importlib.import_module("bench_grpo")
+    rollout = bench.rollout_of(12)
+    rollout = {name: rows % 300 if name.endswith("_ids") else rows for name, rows in rollout.items()}
+    plain, lean = (bench.update(bench.trainer_of(way, str(tiny_model)), rollout) for way in bench.WAYS)
+    assert abs(plain) > 1e-3
+    assert lean == pytest.approx(plain, rel=1e-4)

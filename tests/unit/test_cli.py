@@ -5,10 +5,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from lore_lib.artifacts import read_parquet
+from lore_lib.artifacts import read_parquet, write_parquet
 from lore_lib.cli import commands
 from lore_lib.run.stage import open_stage
 from lore_lib.vertical import stream
@@ -29,6 +30,7 @@ def lore(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["run", "--run", "../up"], 2, "not a folder name"),
         (["run", "--bogus"], 2, "No such option"),
         (["report", "--run", "none"], 1, "no run 'none'"),
+        (["diagnose", "none"], 1, "no run 'none'"),
         (["generate", "--items", "18", "--out", "x", "--label-noise", "1.5"], 2, "less than or equal to 1"),
     ],
 )
@@ -47,6 +49,27 @@ def test_help_is_quick_to_read_and_names_every_command() -> None:
     assert result.returncode == 0
     for command in ("run", "report", "doctor", "generate", "kernel"):
         assert command in result.stdout
+
+
+def test_diagnose_names_signs_with_their_evidence_and_a_remedy(kit: Any) -> None:
+    folder = kit.outputs / "r"
+    pairs = pd.DataFrame(
+        {"pair_id": [f"p{i:02}" for i in range(20)], "query_id": [f"q{i}" for i in range(20)]}
+    )
+    pairs = pairs.assign(label="L4", kind="plain")
+    write_parquet(pairs, folder / "01_features" / "prompts.parquet")
+    result = CliRunner().invoke(commands, ["diagnose", "r"])
+    assert (result.exit_code, result.stdout.split(";")[0]) == (0, "nothing to judge yet")
+    samples = pairs[["pair_id", "query_id"]].assign(sample=0, parse_kind="ok", tokens=9)
+    arms = [samples.assign(system="direct", label="L4"), samples.assign(system="naive", label="L1")]
+    both = [arm.assign(sample=1, label="L4") for arm in arms]  # the second try is right in both
+    write_parquet(pd.concat([*arms, *both]), folder / "04_pass_at_8" / "samples.parquet")
+    result = CliRunner().invoke(commands, ["diagnose", "r"])
+    assert result.exit_code == 0
+    assert (
+        "[FOUND] naive chains: pass@1 falls, pass@k does not: pass@1 -0.500 [-0.500, -0.500]" in result.stdout
+    )
+    assert "remedy: " in result.stdout
 
 
 def test_report_prints_the_table_the_page_and_json(kit: Any) -> None:

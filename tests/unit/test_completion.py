@@ -7,7 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lore_lib.completion import PARSE_KINDS, THINK_CLOSE, THINK_OPEN, parse, render, render_answer
+from lore_lib.completion import (
+    PARSE_KINDS,
+    THINK_CLOSE,
+    THINK_OPEN,
+    label_first,
+    parse,
+    parse_label_first,
+    reader_of,
+    render,
+    render_answer,
+)
 from lore_lib.vertical.schema import DIMENSIONS, LABELS
 
 CASES = json.loads((Path(__file__).parents[1] / "cases" / "completions.json").read_text(encoding="utf-8"))[
@@ -62,3 +72,38 @@ def test_what_is_rendered_is_read_back(lines: list[str], label: str, dimension: 
     assert read.reasoning == "\n".join(lines).strip()
     direct = parse(render_answer(label, mismatch))
     assert (direct.kind, direct.label, direct.mismatch) == ("ok", label, mismatch)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "label"),
+    [
+        ("[L4]\n<think>\nwhy\n</think>", "ok", "L4"),
+        ("[L2-Color Mismatch]\n<think>[L4] no</think>", "ok", "L2"),
+        ("[L4]", "ok", "L4"),
+        ("<think>why</think>[L4]", "no_label", ""),
+        ("<think>[L4]</think>", "no_label", ""),
+        ("[L4]<think>why</think>[L4]", "several_labels", ""),
+        ("[L4]<think>why</think> sure", "text_around_label", ""),
+        ("so [L4]<think>why</think>", "text_around_label", ""),
+        ("[L4]<think>why", "unclosed_think", ""),
+        ("[L4]<think>a</think><think>b</think>", "repeated_think", ""),
+        ("[L4-Color Mismatch]<think>why</think>", "mismatch_on_other_level", ""),
+        ("", "empty", ""),
+    ],
+)
+def test_the_label_first_arm_has_a_reading_of_its_own(text: str, kind: str, label: str) -> None:
+    read = parse_label_first(text)
+    assert (read.kind, read.label) == (kind, label)
+
+
+def test_no_other_arm_may_answer_before_it_has_thought() -> None:
+    assert reader_of("progressive")("[L4]\n<think>\nwhy\n</think>").kind == "text_before_think"
+    assert reader_of("label_first")("[L4]\n<think>\nwhy\n</think>").kind == "ok"
+
+
+@given(LINES, st.sampled_from(LABELS))
+def test_a_completion_turned_round_keeps_its_reasoning_and_label(lines: list[str], label: str) -> None:
+    whole = render(lines, label)
+    turned = parse_label_first(label_first(whole))
+    assert turned == parse(whole)
+    assert label_first(f"[{label}]") == f"[{label}]"

@@ -280,7 +280,7 @@ def test_what_a_person_must_see_to_stops_the_batch(stub: Stub, waits: Waits, sta
     "url", ["ftp://host/v1", "host/v1", f"http://me:{SECRET}@host/v1", f"http://h/v1?k={SECRET}"]
 )
 def test_a_url_of_another_shape_is_refused_without_showing_it(url: str, waits: Waits) -> None:
-    with pytest.raises(EngineError, match=r"cot\.teacher_url must be") as caught:
+    with pytest.raises(EngineError, match="the endpoint's URL must be") as caught:
         client(url, waits)
     assert SECRET not in str(caught.value)
 
@@ -360,7 +360,7 @@ def test_tokens_are_paced_by_what_was_used_not_by_what_was_guessed(stub: Stub, w
 def judged(body: dict[str, Any]) -> str:
     """An answer that finds the whole query in the title."""
     pair = body["messages"][0]["content"].rpartition("query: ")[2].splitlines()
-    fields = {"said": pair[0], "dimension": "category", "value": "dress", "negated": False, "why": ""}
+    fields = {"said": pair[0], "dimension": "color", "value": "navy", "negated": False, "why": ""}
     step = fields | {"found": pair[1].removeprefix("title: "), "verdict": "match"}
     return json.dumps({"path": [step], "label": "L4"})
 

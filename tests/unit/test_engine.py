@@ -8,7 +8,6 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from transformers import GenerationConfig
 from transformers.utils import logging
 
@@ -239,25 +238,6 @@ def test_a_long_job_that_is_killed_keeps_its_parts_and_draws_the_same(
     assert sorted(path.name for path in tmp_path.glob("*.parquet")) == [
         "killed.parquet", "prompts.parquet", "whole.parquet",
     ]  # fmt: skip
-
-
-def test_a_folder_with_an_adapter_is_its_base_with_the_adapter_on(tiny_model: Path, tmp_path: Path) -> None:
-    write_adapter(tiny_model, tmp_path)
-    base, adapted = load_model(str(tiny_model)), load_model(str(tmp_path))
-    tokenizer = load_tokenizer(str(tmp_path))
-    drawn = [HfEngine(model, tokenizer).generate(PROMPTS, GREEDY) for model in (base, adapted)]
-    assert drawn[0] != drawn[1]
-
-
-def write_adapter(base: Path, folder: Path) -> None:
-    """A PEFT adapter that changes what the base says, with the base's tokenizer beside it."""
-    model = get_peft_model(load_model(str(base)), LoraConfig(r=4, target_modules="all-linear"))
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "lora_B" in name:
-                weight.normal_(0, 0.5, generator=torch.Generator().manual_seed(1))
-    model.save_pretrained(folder)
-    load_tokenizer(str(base)).save_pretrained(folder)
 
 
 def test_a_finished_job_is_not_done_again(tiny_model: Path, tmp_path: Path) -> None:

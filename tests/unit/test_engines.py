@@ -12,6 +12,7 @@ import anyio.lowlevel
 import pandas as pd
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from lore_lib.artifacts import read_parquet, write_parquet
 from lore_lib.errors import EngineError
@@ -48,6 +49,19 @@ def ending(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def adapter(ending: Path, tmp_path: Path) -> Path:
+    """A PEFT adapter that changes what the model says, with its tokenizer beside it."""
+    model = get_peft_model(load_model(str(ending)), LoraConfig(r=4, target_modules="all-linear"))
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(0, 0.5, generator=torch.Generator().manual_seed(1))
+    model.save_pretrained(tmp_path / "adapter")
+    load_tokenizer(str(ending)).save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
 
 
 class Server:
@@ -154,9 +168,15 @@ def test_tokens_are_counted_here_where_the_server_does_not(server: Server, hf: H
     assert client(server).generate(PROMPTS[1:2], once) == hf.generate(PROMPTS[1:2], once)
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_a_folder_with_an_adapter_is_its_base_with_the_adapter_on(adapter: Path, hf: HfEngine) -> None:
+    adapted = HfEngine(load_model(str(adapter)), load_tokenizer(str(adapter)))
+    assert adapted.generate(PROMPTS, GREEDY) != hf.generate(PROMPTS, GREEDY)
+
+
 @pytest.mark.vllm
 def test_vllm_and_the_local_engine_agree_token_by_token(
-    ending: Path, hf: HfEngine, monkeypatch: pytest.MonkeyPatch
+    ending: Path, adapter: Path, hf: HfEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from lore_lib.sampling.vllm_engine import VllmEngine
 
@@ -169,6 +189,10 @@ def test_vllm_and_the_local_engine_agree_token_by_token(
     assert vllm.generate(PROMPTS, drawn) == first
     assert vllm.generate(PROMPTS, replace(drawn, seed=6)) != first
     assert all(len({g.text for g in row}) > 1 for row in first)
+    del vllm
+    adapted = VllmEngine(str(adapter), hf.tokenizer, "float32", enforce_eager=True)
+    expected = HfEngine(load_model(str(adapter)), hf.tokenizer).generate(PROMPTS, GREEDY)
+    assert adapted.generate(PROMPTS, GREEDY) == expected
 
 
 def test_the_rows_of_a_job_are_the_same_whoever_generates(

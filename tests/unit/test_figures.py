@@ -32,14 +32,14 @@ def training_rows(seeds: int) -> pd.DataFrame:
     return pd.DataFrame(
         [
             {
-                "step": step,
+                "rollout": rollout,
                 "seed": seed,
                 "panel": panel,
                 "series": name,
-                "value": 0.5 + 0.01 * step + 0.1 * seed,
+                "value": 0.5 + 0.01 * rollout + 0.1 * seed,
             }
             for seed in range(seeds)
-            for step in range(0, 30, 5)
+            for rollout in range(0, 30, 5)
             for panel, names in panels.items()
             for name in names
         ]
@@ -185,6 +185,16 @@ def test_training_curves_say_what_the_band_is(seeds: int) -> None:
     assert [axes.get_title() for axes in figure.axes] == ["reward", "entropy (nats)", "dev probe"]
     line = figure.axes[0].get_lines()[0]
     assert line.get_ydata() == pytest.approx(0.5 + 0.01 * np.arange(0, 30, 5) + 0.05 * (seeds - 1))
+    assert figure.legends == []
+
+
+def test_series_that_all_panels_share_have_one_legend() -> None:
+    rows = training_rows(2)
+    ways = pd.concat(rows.assign(series=name) for name in ("clip_higher", "on_policy"))
+    figure = figures.training_curves(ways, "three ways")
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["clip_higher", "on_policy"]
+    assert all(axes.get_legend() is None for axes in figure.axes)
 
 
 def test_effects_show_values_intervals_and_chance() -> None:

@@ -48,13 +48,17 @@ from lore_lib.training.grpo import (
     Variant,
     _Rollout,
     clipped_objective,
+    compare_variants,
     group_advantages,
     grpo_config,
     grpo_job,
+    grpo_jobs,
+    health_rows,
     history_rows,
     run_rows,
     schedule,
     train_grpo,
+    variant_rows,
     variants,
 )
 from lore_lib.training.rewards import Grading, reward, reward_functions
@@ -111,7 +115,8 @@ def test_a_job_follows_the_config(tmp_path: Path) -> None:
     files = {name: tmp_path / name for name in ("pool", "probe", "out")}
     job = grpo_job(config, tmp_path / "base", **files, seed=2)
     assert (job.base, job.out, job.seed) == (str(tmp_path / "base"), tmp_path / "out", 2)
-    assert (job.rollouts, job.batch_completions, job.probe_n, job.device) == (3, 64, 4, "cpu")
+    assert (job.rollouts, job.batch_completions, job.device) == (3, 64, "cpu")
+    assert job.probe_n == config.grpo.probe_completions
     assert (job.temperature, job.max_completion_tokens) == (1.0, 112)
 
 
@@ -379,6 +384,11 @@ def test_variants_are_every_policy_with_every_curriculum_the_recipe_first() -> N
         product(get_args(Policy), get_args(Curriculum))
     )
     assert made[0] == variants(load_config().grpo)[0] == Variant("clip_higher", "easy_to_hard")
+    jobs = grpo_jobs(config, "base", Path("pool"), Path("probe"), Path("runs"))
+    assert [job.out for job in jobs[:4]] == [
+        Path("runs", name) for name in ("seed-0", "seed-1", "seed-2", "symmetric-easy_to_hard/seed-0")
+    ]
+    assert len({job.out for job in jobs}) == len(jobs) == 6 * 3
 
 
 def test_one_update_per_rollout_wants_the_clips_declared_off() -> None:
@@ -537,3 +547,49 @@ def test_the_log_becomes_one_row_per_update_with_our_names(job: GrpoJob) -> None
         made | {"step": 1, "reward": 0.5, "outcome_reward": 0.45, "grad_norm": 1.0},
         made | {"step": 2, "clip_high": 0.25, "grad_norm": 2.0},
     ]
+
+
+def logged(variant: str, seed: int, gain: float) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Two rollouts of two updates, and a look before, between and after."""
+    history = pd.DataFrame({"rollout": [1, 1, 2, 2], "entropy": [0.1, 0.3, 0.2, 0.4]})
+    for name in (
+        "format_reward",
+        "clip_low",
+        "clip_high",
+        "zero_variance_share",
+        "idle_share",
+        "mean_tokens",
+    ):
+        history[name] = [0.5, np.nan, 0.7, np.nan]
+    history["outcome_reward"] = history.format_reward
+    looks = {
+        "rollout": [0, 1, 2],
+        "pass_at_1": [0.5, 0.5 + 2 * gain, 0.5 + gain],
+        "pass_at_k": [0.9, 0.9, 0.8],
+    }
+    probes = pd.DataFrame(looks | {"mean_tokens": [40.0, 39.0, 38.0]})
+    return history.assign(variant=variant, seed=seed), probes.assign(variant=variant, seed=seed)
+
+
+def test_curves_have_a_row_per_rollout_and_quantity_and_the_variants_one_panel_each() -> None:
+    runs = [logged("recipe", 0, 0.1), logged("recipe", 1, 0.2), logged("other", 0, 0.0)]
+    history, probes = (pd.concat(rows) for rows in zip(*runs, strict=True))
+    health = health_rows(history, probes, 4)
+    assert set(health.variant) == {"recipe"}
+    entropy = health[(health.panel == "entropy (nats per token)") & (health.seed == 0)]
+    assert entropy.value.tolist() == pytest.approx([0.2, 0.3]), "the mean of a rollout's updates"
+    reward_rows = health[(health.panel == "reward") & (health.series == "outcome") & (health.seed == 0)]
+    assert reward_rows.value.tolist() == [0.5, 0.7], "rewards are logged once per rollout"
+    assert set(health[health.panel == "dev pairs"].series) == {"pass@1", "pass@4"}
+    ways = variant_rows(history, probes, 4)
+    assert (ways.series == ways.variant).all()
+    assert ways.groupby("panel").series.nunique().eq(2).all()
+    assert {"pass@1, dev", "pass@4, dev", "tokens, dev"} <= set(ways.panel)
+
+
+def test_variants_are_compared_from_the_first_look_over_seeds() -> None:
+    runs = [logged("recipe", 0, 0.1), logged("recipe", 1, 0.2), logged("other", 0, 0.0)]
+    table = compare_variants(pd.concat(probes for _, probes in runs)).set_index("variant")
+    recipe = table.loc["recipe"]
+    assert recipe.tolist() == pytest.approx([2, 0.5, 0.3, 0.15, 0.1, 0.2, -0.1, -2.0])
+    assert table.loc["other", "last"] == 0

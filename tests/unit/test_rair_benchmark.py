@@ -9,7 +9,9 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from lore_lib.cli import commands
 from lore_lib.cot.chat import Reply, Request
 from lore_lib.cot.replies import ReplyCache
 from lore_lib.errors import ArtifactError, DataError, EngineError
@@ -27,7 +29,6 @@ from lore_lib.rair.builder import (
     Recipe,
     assign_subsets,
     build,
-    build_mini,
     candidates,
     draw,
     industry_quotas,
@@ -38,6 +39,7 @@ from lore_lib.rair.builder import (
 )
 from lore_lib.rair.intents import ChatIntents, RuleIntents, agreement, intents_of
 from lore_lib.vertical.definition import Vertical, load_vertical
+from lore_lib.vertical.schema import LABELS
 from lore_lib.vertical.world import generate_tables
 
 Tables = dict[str, pd.DataFrame]
@@ -53,14 +55,29 @@ def small(vertical: Vertical, world_tables: Tables, captions: "pd.Series[Any]") 
 # --- RAIR-mini
 
 
-@pytest.mark.parametrize("vertical_name", ["apparel_home", "beauty_care"])
-def test_rair_mini_is_built_to_the_byte(vertical_name: str, root: Path) -> None:
-    bundled = load_benchmark(f"rair-mini/{vertical_name}")
-    again = build_mini(vertical_name)
-    assert again.data == (root / "data" / "benchmarks" / "rair-mini" / f"{vertical_name}.jsonl").read_bytes()
-    assert again.reference == bundled.reference
-    assert bundled.counts()["subsets"] == {"general": 200, "hard": 200, "visual": 100}
-    assert set(bundled.rows["label"]) == {"L1", "L2", "L3", "L4"}
+def test_rair_mini_is_built_to_the_byte(tmp_path: Path, root: Path) -> None:
+    made, kept = tmp_path / "rair-mini", root / "data" / "benchmarks" / "rair-mini"
+    done = CliRunner().invoke(commands, ["build-benchmark", "--out", str(made)], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    names = ["apparel_home.jsonl", "beauty_care.jsonl", "card.json"]
+    assert sorted(path.name for path in made.iterdir()) == names
+    for name in names:
+        assert (made / name).read_bytes() == (kept / name).read_bytes(), name
+
+
+def test_rair_mini_holds_what_its_recipe_says() -> None:
+    for name in bundled_verticals():
+        bundled = load_benchmark(f"rair-mini/{name}")
+        assert bundled.counts()["subsets"] == {"general": 200, "hard": 200, "visual": 100}
+        rows = bundled.rows
+        assert set(rows["label"]) == set(LABELS)
+        assert (
+            rows.loc[rows.subset == "hard", "reference"] != rows.loc[rows.subset == "hard", "label"]
+        ).all()
+        assert (rows.loc[rows.subset == "hard", "intent"] != "plain").all()
+        general = rows[rows.subset == "general"]
+        assert (general["intent"] == "plain").all()
+        assert general["industry"].value_counts().max() <= 0.4 * 200
 
 
 def test_the_card_tells_the_recipe_that_made_the_files(root: Path) -> None:

@@ -1,6 +1,7 @@
 """acc@4, acc@2, macro-F1, kappa and parse rate, against hand-worked cases and scikit-learn on raw labels."""
 
 import json
+from collections import Counter
 from itertools import permutations
 from pathlib import Path
 
@@ -11,16 +12,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score
+from statsmodels.stats.inter_rater import cohens_kappa
+from statsmodels.stats.multitest import multipletests
 
 from lore_lib.errors import DataError
 from lore_lib.rair.metrics import (
     METRICS,
     align,
+    bootstrap_p,
     class_report,
     compare,
+    compare_all,
     confusion,
+    detectable,
     evaluate,
     evaluate_by,
+    evaluate_slices,
+    power_table,
+    queries_needed,
+    readable,
+    score_table,
     scores,
 )
 from lore_lib.vertical.schema import LABELS
@@ -69,7 +80,8 @@ def test_scores_equal_sklearn_on_raw_labels(rows: list[tuple[str, str]]) -> None
     assert found["acc@4"] == pytest.approx(accuracy_score(gold, predicted))
     side = [[label in RELEVANT if label else None for label in column] for column in (gold, predicted)]
     assert found["acc@2"] == pytest.approx(np.mean([a == b for a, b in zip(*side, strict=True)]))
-    f1 = f1_score(gold, predicted, labels=list(LABELS), average="macro", zero_division=0)
+    there = sorted(set(gold))
+    f1 = f1_score(gold, predicted, labels=there, average="macro", zero_division=0)
     assert found["macro_f1"] == pytest.approx(f1)
     placed = [b or FARTHEST[a] for a, b in rows]
     if len({*gold, *placed}) > 1:
@@ -186,7 +198,9 @@ def test_compare_is_antisymmetric_and_zero_against_itself() -> None:
     assert ab["difference"].tolist() == pytest.approx((-ba["difference"]).tolist())
     assert ab["low"].tolist() == pytest.approx((-ba["high"]).tolist())
     assert ab.loc["macro_f1", "low"] > 0
+    assert ab["p_bootstrap"].tolist() == ba["p_bootstrap"].tolist()
     same = compare(a, a, 50, np.random.default_rng(0))
+    assert (same["p_bootstrap"] == 1).all()
     assert same[["difference", "low", "high"]].to_numpy().tolist() == [[0, 0, 0]] * len(METRICS)
     assert same["p_value"].dropna().tolist() == [1, 1]
 
@@ -212,3 +226,114 @@ def test_a_perfect_judge_scores_one_in_any_order(order: tuple[int, ...]) -> None
     gold = [LABELS[i] for i in order] * 2
     found = scores(confusion(gold, gold))
     assert json.dumps(found) == json.dumps(dict.fromkeys(METRICS, 1.0)), "plain numbers"
+
+
+def plain_scores(gold: list[str], predicted: list[str]) -> dict[str, float]:
+    """The definitions written out again, without a matrix."""
+    pairs, count = Counter(zip(gold, predicted, strict=True)), len(gold)
+    f1 = []
+    for label in LABELS:
+        said = sum(n for (_, p), n in pairs.items() if p == label)
+        asked = sum(n for (g, _), n in pairs.items() if g == label)
+        if asked:
+            f1.append(2 * pairs[label, label] / (said + asked))
+    return {
+        "acc@4": sum(n for (g, p), n in pairs.items() if g == p) / count,
+        "acc@2": sum(n for (g, p), n in pairs.items() if p and (g in RELEVANT) == (p in RELEVANT)) / count,
+        "macro_f1": sum(f1) / len(f1),
+        "parse_rate": sum(n for (_, p), n in pairs.items() if p) / count,
+    }
+
+
+def test_a_million_labels_score_as_three_other_programs_score_them() -> None:
+    rng = np.random.default_rng(0)
+    gold = np.array(LABELS)[rng.choice(4, 10**6, p=[0.2, 0.3, 0.1, 0.4])]
+    said = np.array([*LABELS, ""])[rng.choice(5, 10**6, p=[0.25, 0.25, 0.2, 0.28, 0.02])]
+    said = np.where(rng.random(10**6) < 0.5, gold, said)
+    matrix = confusion(gold, said)
+    found = scores(matrix)
+    plain = plain_scores(gold.tolist(), said.tolist())
+    assert {name: float(found[name]) for name in plain} == pytest.approx(plain, abs=1e-12)
+    codes = {label: at for at, label in enumerate([*LABELS, ""])}
+    numbers = [pd.Series(column).map(codes).to_numpy() for column in (gold, said)]
+    f1 = f1_score(*numbers, labels=range(4), average="macro", zero_division=0)
+    assert found["macro_f1"] == pytest.approx(f1, abs=1e-12)
+    assert found["acc@4"] == pytest.approx(accuracy_score(*numbers), abs=1e-12)
+    square = matrix[:, :4].astype(float)
+    square[[0, 1], 3] += matrix[[0, 1], 4]
+    square[[2, 3], 0] += matrix[[2, 3], 4]
+    weights = np.square(np.subtract.outer(np.arange(4), np.arange(4))).astype(float)
+    kappa = cohens_kappa(square, weights=weights, return_results=False)
+    assert found["kappa"] == pytest.approx(kappa, abs=1e-9)
+
+
+def test_the_bootstrap_finds_no_difference_as_often_as_it_says() -> None:
+    """Two equally good judges on 100 sets of pairs: p below .2 in about a fifth of them."""
+    low = 0
+    for seed in range(100):
+        a, b = made_up(120, 0.6, 3 * seed + 1), made_up(120, 0.6, 3 * seed + 2)
+        table = compare(a, b, 100, np.random.default_rng(seed)).set_index("metric")
+        low += table.loc["acc@4", "p_bootstrap"] < 0.2
+    assert 8 <= low <= 34  # .2 +- 3.5 standard errors
+
+
+def test_bootstrap_p_counts_the_far_side() -> None:
+    assert bootstrap_p(np.ones(999)) == pytest.approx(2 / 1000)
+    assert bootstrap_p(np.zeros(999)) == 1
+    assert bootstrap_p(np.array([-1.0, 1.0])) == 1
+
+
+def test_many_comparisons_are_corrected_together() -> None:
+    judged = {
+        name: made_up(200, skill, seed)
+        for seed, (name, skill) in enumerate({"a": 0.3, "b": 0.5, "c": 0.52}.items())
+    }
+    table = compare_all(judged, [("a", "b"), ("b", "c")], 500, np.random.default_rng(0))
+    assert table["step"].tolist() == ["a -> b"] * 2 + ["b -> c"] * 2
+    assert table["metric"].tolist() == ["acc@4", "acc@2"] * 2
+    assert table["difference"][0] == pytest.approx(
+        (judged["b"].gold == judged["b"].predicted).mean()
+        - (judged["a"].gold == judged["a"].predicted).mean()
+    )
+    for column, method in (("p_holm", "holm"), ("p_fdr", "fdr_bh")):
+        assert table[column].tolist() == multipletests(table["p_bootstrap"], method=method)[1].tolist()
+    assert (table["p_bootstrap"] <= table["p_fdr"]).all()
+    assert (table["p_fdr"] <= table["p_holm"]).all()
+    with pytest.raises(DataError, match="no two systems"):
+        compare_all(judged, [], 10, np.random.default_rng(0))
+
+
+def test_a_difference_of_the_detectable_size_is_found_four_times_in_five() -> None:
+    """Draw estimates around it; count those beyond 1.96 standard errors."""
+    error = 0.02
+    drawn = np.random.default_rng(0).normal(detectable(error), error, 20_000)
+    assert (np.abs(drawn) > 1.96 * error).mean() == pytest.approx(0.8, abs=0.01)
+    assert queries_needed(100, detectable(error), detectable(error / 2)) == 400
+
+
+def test_the_power_table_leaves_out_systems_that_answer_alike() -> None:
+    a, b = made_up(seed=1), made_up(skill=0.4, seed=2)
+    tested = compare_all(
+        {"a": a, "b": b, "twin": b}, [("a", "b"), ("b", "twin")], 500, np.random.default_rng(0)
+    )
+    table = power_table(tested, wanted=0.01).set_index("metric")
+    assert table["step"].tolist() == ["a -> b"] * 2
+    width = tested["high"][0] - tested["low"][0]
+    assert table.loc["acc@4", "least_detectable"] == pytest.approx(2.8016 * width / 3.92, rel=1e-3)
+    assert table.loc["acc@4", "queries_needed"] > table.loc["acc@4", "queries"]
+
+
+def test_tables_for_reading() -> None:
+    judged = made_up().assign(subset=lambda t: np.where(t.index < 240, "hard", "general"), intent="plain")
+    table = score_table(judged, 50, np.random.default_rng(0))
+    assert table["subset"].unique().tolist() == ["all", "general", "hard"]
+    cells = readable(table[table.subset == "all"].assign(system="mine"))
+    assert cells.columns.tolist() == list(METRICS)
+    value, low, high = table.iloc[0][["value", "low", "high"]]
+    assert cells.loc["mine", "acc@4"] == f"{value:.3f} [{low:.3f}, {high:.3f}]"
+    slices = evaluate_slices(judged, ["subset", "intent"], 20, np.random.default_rng(0))
+    assert slices[["by", "slice"]].drop_duplicates().values.tolist() == [
+        ["subset", "general"],
+        ["subset", "hard"],
+        ["intent", "plain"],
+    ]

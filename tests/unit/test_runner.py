@@ -32,7 +32,7 @@ def names(**choice: Any) -> list[str]:
 
 
 def test_stages_are_selected_by_full_or_short_name() -> None:
-    assert names() == [f"{number:02d}" for number in range(9)]
+    assert names() == [f"{number:02d}" for number in range(10)]
     assert names(first="3", last="05_grpo") == ["03", "04", "05"]
     assert names(only=("05", "1")) == ["01", "05"]
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from lore_lib.completion import parse
+from lore_lib.completion import parse, parse_label_first
 from lore_lib.config import load_config
 from lore_lib.cot.answer import ANSWER_FAILURES, load_prompts, quotes, read_prompts, uncovered
 from lore_lib.cot.arms import open_chat_model, open_synthesis
@@ -119,7 +119,7 @@ def test_each_turn_adds_what_the_one_before_could_not_know(vertical: Vertical) -
     assert "- matcha (mint)" in knowledge[0]
     assert "picture" not in knowledge[0]
     assert vision[0] == knowledge[0]
-    assert "- mint" in vision[1]
+    assert "- color: mint" in vision[1]
     assert rules[:2] == vision
     assert "color: another shade" in rules[2] or "color: " in rules[2]
     assert "price: " not in rules[2]
@@ -465,6 +465,14 @@ def test_an_arm_is_made_as_the_config_has_it(
         synthesis = open_synthesis(plain, arm, vertical, index)
         assert synthesis.disagreement == ("repair" if arm == "naive" else "drop")
         assert isinstance(synthesis.teacher, SymbolicTeacher) is (arm != "direct")
+    few = pair_rows(world_tables, prompts, captions).head(20)
+    arms = {arm: open_synthesis(plain, arm, vertical, index) for arm in ("progressive", "label_first")}
+    straight, turned = (synthesis(few) for synthesis in arms.values())
+    assert arms["progressive"].identity != arms["label_first"].identity
+    assert set(turned.arm) == {"label_first"}
+    assert turned.kept.tolist() == straight.kept.tolist()
+    for one, other in zip(straight.completion, turned.completion, strict=True):
+        assert parse_label_first(other) == parse(one)
     remote = open_chat_model(load_config(overrides={"cot.teacher": "openai", "cot.teacher_model": "big"}))
     assert isinstance(remote, OpenAIChat)
     heard = Scripted(lambda _: GOOD)
@@ -501,3 +509,16 @@ def test_the_funnel_counts_what_a_model_fails_at(
     assert set(frame.reason[invented]) == {"invented"}
     assert set(frame.reason[~invented]) == {"accepted", "disagrees"}
     assert frame.kept.eq(frame.reason == "accepted").all()
+
+
+def test_of_a_caption_only_what_the_demands_are_about_is_told(vertical: Vertical) -> None:
+    teacher = staged(vertical, answer("L3", COLOR, DRESS), ("vision",))
+    teacher.teach(
+        [task(caption="mint, striped"), task(caption="a mint dress, on a table"), task(caption="dotted")]
+    )
+    asked = [turns(request) for request in model_of(teacher).asked]
+    looked = sorted((said[1] for said in asked if len(said) > 1), key=lambda text: "mint dress" in text)
+    assert len(looked) == 2  # a pattern that nobody asked for is worth no call
+    assert "- color: mint\n" in looked[0]
+    assert "striped" not in looked[0]
+    assert "- a mint dress\n- on a table\n" in looked[1]

@@ -9,7 +9,9 @@ import pytest
 from lore_lib.artifacts import project_root, write_parquet
 from lore_lib.config import WorldConfig
 from lore_lib.errors import DataError
+from lore_lib.vertical.contract import split_sharing
 from lore_lib.vertical.definition import Vertical
+from lore_lib.vertical.schema import Demand, dump_demands
 from lore_lib.vertical.tables import COLUMNS, check_tables, load_tables
 
 Tables = dict[str, pd.DataFrame]
@@ -96,3 +98,22 @@ def test_own_parquet_files_win_over_the_world(
     write_parquet(world_tables["pairs"].assign(label="yes"), folder / "pairs.parquet")
     with pytest.raises(DataError, match=r"320 rows with an unknown label.*'yes'"):
         load_tables(vertical, sizes, 17)
+
+
+def test_sharing_between_splits_is_counted_by_meaning_and_by_item() -> None:
+    same, other = (
+        dump_demands([Demand("color", "mint", said), Demand("category", category, category)])
+        for said, category in (("matcha", "dress"), ("mint", "coat"))
+    )
+    reordered = dump_demands([Demand("category", "dress", "frock"), Demand("color", "mint", "mint")])
+    queries = pd.DataFrame(
+        {"query": ["a", "b", "c"], "demands": [same, reordered, other], "split": ["train", "test", "test"]}
+    )
+    pairs = pd.DataFrame({"item_id": ["i", "i", "k"], "split": ["train", "test", "dev"]})
+    counted = split_sharing(queries, pairs)
+    assert counted.to_dict("index") == {
+        "meanings": {"in one split": 1, "in several splits": 1},
+        "items": {"in one split": 1, "in several splits": 1},
+    }
+    texts = queries.drop(columns="demands").assign(query=["Red", "red", "blue"])
+    assert split_sharing(texts, pairs).at["meanings", "in several splits"] == 1

@@ -17,6 +17,7 @@ from lore_lib.cli import commands
 from lore_lib.config import WorldConfig
 from lore_lib.errors import DataError
 from lore_lib.vertical.adapters import plain
+from lore_lib.vertical.adapters.rows import ReadReport
 from lore_lib.vertical.authoring import TEMPLATE, find_vertical, init_vertical, validate
 from lore_lib.vertical.definition import load_vertical, read_vertical
 from lore_lib.vertical.mapping import OwnTables
@@ -166,18 +167,28 @@ def line_of(path: Path, part: str) -> int:
     return next(number for number, line in enumerate(lines, start=1) if part in line)
 
 
-def test_own_tables_need_no_world_and_what_they_skip_is_logged(
+def test_own_tables_need_no_world_and_what_they_skip_is_counted_and_listed(
     shop: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    edit(shop / "catalogue.csv", ("frying pan", "pan " * 600))
     result = lore("validate", "shop")
     assert result.exit_code == 0, result.output
-    assert "1 x grade '?' is skipped (judged.jsonl:4)" in caplog.text
-    caplog.clear()
-    tables = load_tables(load_vertical("shop"), WorldConfig(), 17)
+    skipped, cut = "grade '?' is skipped", "name cut to 2000 characters"
+    assert (
+        f"by choice: catalogue.csv:2: name: {cut}\nby choice: judged.jsonl:4: grade: {skipped}"
+        in result.output
+    )
+    assert f"1 x {skipped} (judged.jsonl:4)" in result.output
+    report = ReadReport()
+    tables = load_tables(load_vertical("shop"), WorldConfig(), 17, report)
     assert tables["pairs"].label.tolist() == ["L4", "L3", "L1"]
     assert json.loads(tables["items"].cpv[0]) == {"color": "navy", "material": "steel"}
     assert tables["queries"]["query"].tolist() == ["steel pan"]
-    assert "1 x grade '?' is skipped (judged.jsonl:4)" in caplog.text
+    assert f"1 x {skipped} (judged.jsonl:4)" in caplog.text
+    assert report.list_table().to_dict("records") == [
+        {"where": "catalogue.csv:2", "field": "name", "reason": cut, "rows": 1},
+        {"where": "judged.jsonl:4", "field": "grade", "reason": skipped, "rows": 1},
+    ]
 
 
 def test_every_problem_of_own_files_and_of_the_vertical_is_listed_with_its_line(shop: Path) -> None:
@@ -196,6 +207,8 @@ def test_every_problem_of_own_files_and_of_the_vertical_is_listed_with_its_line(
         "catalogue.csv: no column 'stoff'; did you mean 'stuff'?",
         f"{at}/judged.jsonl:2: grade: is 4, no known grade; known: '3', '2', '1', '0', '?'; "
         "add it to 'labels', or skip it there",
+        "by choice: judged.jsonl:4: grade: grade '?' is skipped",
+        "left out, cut or changed by choice: 1 x grade '?' is skipped (judged.jsonl:4)",
         f"{at}/vertical.yaml: 3 problems",
     ]
     edit(path, ("material: stoff}", "material: stuff}"))
@@ -208,6 +221,8 @@ def test_every_problem_of_own_files_and_of_the_vertical_is_listed_with_its_line(
         f"{at}/judged.jsonl:2: grade: is 4, no known grade; known: '3', '2', '1', '0', '?'; "
         "add it to 'labels', or skip it there",
         f"{at}/judged.jsonl:3: sku: is '9', which items do not have",
+        "by choice: judged.jsonl:4: grade: grade '?' is skipped",
+        "left out, cut or changed by choice: 1 x grade '?' is skipped (judged.jsonl:4)",
         f"{at}/vertical.yaml: 7 problems",
     ]
 

@@ -13,12 +13,23 @@ import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from ipywidgets import HTML, BoundedIntText, Button, Dropdown, Label, VBox, Widget
+from ipywidgets import HTML, BoundedIntText, Button, Checkbox, Dropdown, Label, VBox, Widget
 from PIL import Image
 
 from lore_lib.errors import DataError
 from lore_lib.vertical.schema import load_demands
-from lore_lib.viz.widgets import ALL, FILTERS, SIDE, pair_browser, pair_card
+from lore_lib.viz.widgets import (
+    ALL,
+    FILTERS,
+    SIDE,
+    SLICED,
+    pair_browser,
+    pair_card,
+    trace_browser,
+    trace_card,
+    verdict_browser,
+    verdict_card,
+)
 
 Tables = dict[str, pd.DataFrame]
 ATTACKS = (
@@ -213,3 +224,122 @@ def test_a_choice_that_no_pair_meets_is_said_and_can_be_left(browser: VBox, worl
     assert place.value == 1
     box["kind"].value = ALL
     assert "label <b>" in card.value
+
+
+HOSTILE = "<script>alert(1)</script></pre></td>$x$"
+
+
+def trace(pair_id: str, arm: str, completion: str, reason: str = "accepted") -> dict[str, Any]:
+    said = {"pair_id": pair_id, "arm": arm, "prompt": f"query: {HOSTILE}", "completion": completion}
+    return said | {"label": "L4", "teacher_label": "L4", "kept": reason == "accepted", "reason": reason}
+
+
+TRACES = pd.DataFrame(
+    [
+        trace("a", "naive", "<think>\nneed: matcha\nmatcha: none near\n</think>\n[L3]", "disagrees"),
+        trace("a", "progressive", "<think>\nneed: color mint\ncolor mint: mint match\n</think>\n[L4]"),
+        trace("b", "naive", HOSTILE),
+        trace("b", "progressive", "", "timeout"),
+    ]
+)
+
+
+def test_a_trace_card_shows_each_arm_with_its_verdict_and_what_it_added() -> None:
+    card = trace_card(TRACES, "a")
+    assert card.index("<b>naive</b>: rejected, disagrees") < card.index("<b>progressive</b>: kept, accepted")
+    assert "<b>color mint: mint match</b>" in card
+    assert "<b>matcha: none near</b>" not in card
+    assert "<b>&lt;/think&gt;</b>" not in card
+
+
+def test_hostile_chains_stay_text() -> None:
+    card = trace_card(TRACES, "b")
+    assert "<script" not in card
+    assert card.count("&lt;script&gt;alert(1)&lt;/script&gt;&lt;/pre&gt;&lt;/td&gt;$x$") == 2
+    assert "mathjax_ignore" in card
+    with pytest.raises(DataError, match="no pair_id 'c'"):
+        trace_card(TRACES, "c")
+
+
+def test_the_trace_browser_sets_accepted_beside_rejected() -> None:
+    browser = trace_browser(TRACES)
+    (arm, reason), (left, right) = (row.children for row in browser.children)
+    assert (reason.options, reason.value) == (("disagrees",), "disagrees")
+    assert "b, gold L4" in left.children[1].value
+    assert "a, gold L4" in right.children[1].value
+    arm.value = "progressive"
+    assert reason.options == ("timeout",)
+    assert "a, gold L4" in left.children[1].value
+    assert "b, gold L4" in right.children[1].value
+
+
+def test_a_trace_browser_without_rejections_says_so() -> None:
+    browser = trace_browser(TRACES[TRACES.kept])
+    assert browser.children[1].children[1].children[1].value == "no such trace"
+
+
+# --- judged pairs
+
+
+def said_of(tables: Tables, **labels: str) -> pd.DataFrame:
+    """Answers of two systems to every pair, the same label each."""
+    parts = [
+        tables["pairs"][["pair_id"]].assign(
+            system=system, label=label, parse_kind="ok" if label else "no_label", completion=f"{system} why"
+        )
+        for system, label in labels.items()
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def judged_rows(tables: Tables) -> pd.DataFrame:
+    rows = tables["pairs"].merge(tables["items"][["item_id", "industry"]]).sort_values("pair_id")
+    rows = rows.merge(tables["queries"][["query_id", "intent"]]).reset_index(drop=True)
+    return rows.assign(subset=["general", "hard"] * (len(rows) // 2), dimension=rows["mismatch"])
+
+
+def test_a_verdict_card_shows_both_systems_beside_the_pair(world_tables: Tables) -> None:
+    pair = a_pair(world_tables, "L2")
+    answers = said_of(world_tables, one="L2", two="")
+    page = verdict_card(world_tables, answers, pair.pair_id, ["one", "two"])
+    assert page.startswith(pair_card(world_tables, pair.pair_id))
+    text = Page(page).text
+    for said in ("one: L2 (right)", "two: unparsable (no_label) (wrong)", "one why", "two why"):
+        assert said in text
+    silent = answers.assign(completion="")
+    assert "gives no reasons" in verdict_card(world_tables, silent, pair.pair_id, ["one"])
+    with pytest.raises(DataError, match=r"'thre' has no answer to train-p.*; "):
+        verdict_card(world_tables, answers, pair.pair_id, ["thre"])
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_no_reasoning_acts_on_the_page(world_tables: Tables, attack: str) -> None:
+    pair = world_tables["pairs"].iloc[0]
+    plain = said_of(world_tables, one="L2")
+    hostile = plain.assign(completion=attack, parse_kind=attack, system=attack, label="")
+    page = Page(verdict_card(world_tables, hostile, pair.pair_id, [attack]))
+    calm = Page(verdict_card(world_tables, plain, pair.pair_id, ["one"]))
+    assert page.tags == calm.tags
+    assert page.attributes == calm.attributes
+    assert attack in page.text
+
+
+def test_the_browser_of_verdicts_filters_by_slices_and_by_difference(world_tables: Tables) -> None:
+    rows, answers = judged_rows(world_tables), said_of(world_tables, one="L1", two="L1", three="L1")
+    odd = rows["pair_id"].iloc[::3]
+    answers.loc[(answers.system == "two") & answers.pair_id.isin(odd), "label"] = "L4"
+    browser = verdict_browser(world_tables, rows, answers, ["one", "two"])
+    (card,), (count,), (differ,) = (parts(browser, kind) for kind in (HTML, Label, Checkbox))
+    box = {box.description: box for box in parts(browser, Dropdown)}
+    assert list(box) == [*SLICED, "left", "right"]
+    assert count.value == f"of {len(odd)}"
+    assert card.value == verdict_card(world_tables, answers, odd.iloc[0], ["one", "two"])
+    box["subset"].value = "hard"
+    hard = rows.loc[(rows.subset == "hard") & rows.pair_id.isin(odd), "pair_id"]
+    assert count.value == f"of {len(hard)}"
+    box["right"].value = "three"
+    assert card.value == "no such pair"
+    differ.value = False
+    assert count.value == f"of {(rows.subset == 'hard').sum()}"
+    box["right"].value = "one"
+    assert card.value.count("one: L1") == 1

@@ -117,7 +117,7 @@ class _Reader:
             if mapped.picture:
                 item["picture"], reason = read_picture(row.values.get(mapped.picture), self._folder)
                 if reason:
-                    self._report.note(reason, row.where)
+                    self._report.note(reason, row.where, column=mapped.picture)
             if item_id:
                 items[item_id] = item
         return items
@@ -151,7 +151,8 @@ class _Reader:
             label = self._label(row, mapped.label)
             if label == SKIP:
                 skipped += 1
-                self._report.note(f"grade {row.values[mapped.label]!r:.60} is skipped", row.where)
+                reason = f"grade {row.values[mapped.label]!r:.60} is skipped"
+                self._report.note(reason, row.where, column=mapped.label)
                 continue
             if self._own.queries is None:
                 query_id = self._derive(row, mapped, queries)
@@ -210,7 +211,7 @@ class _Reader:
     def _cut(self, row: Row, column: str, text: str) -> str:
         if len(text) <= self._max_chars:
             return text
-        self._report.note(f"{column} cut to {self._max_chars} characters", row.where)
+        self._report.note(f"{column} cut to {self._max_chars} characters", row.where, column=column)
         return text[: self._max_chars]
 
     def _key(self, row: Row, column: str, first: dict[str, int]) -> str:
@@ -287,7 +288,8 @@ class _Reader:
         text = json.dumps(value, ensure_ascii=False, default=str)
         text = text_of(row._replace(values={column: text}), column, self._problems)
         if len(text) > self._max_chars:
-            self._report.note(f"{column} longer than {self._max_chars} characters, left out", row.where)
+            reason = f"{column} longer than {self._max_chars} characters, left out"
+            self._report.note(reason, row.where, column=column)
             return json.dumps(kind())
         return text
 

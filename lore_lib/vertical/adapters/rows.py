@@ -28,7 +28,8 @@ import pyarrow.parquet as pq
 from lore_lib.errors import DataError, nearest, problem_count
 
 SHOWN = 20  # problems of one field of one file that an error spells out
-FIRST = 5  # places that a report keeps for one reason
+FIRST = 5  # places that the summary of a report shows for one reason
+LISTED = 100_000  # things left out that a report lists; all are counted
 MAX_FIELD = 64 * 2**20  # characters of one CSV field, which may be a picture in base64
 DELIMITERS = ",\t;|"
 
@@ -49,24 +50,51 @@ class Row(NamedTuple):
         return f"{self.file}:{self.number}"
 
 
+class Left(NamedTuple):
+    """Something that a reader left out, cut or changed by choice.
+
+    Attributes:
+        where: ``file:row``, or an id where rows were merged.
+        field: the column; "" for the whole row.
+        reason: what was done, and why.
+        rows: how many rows it stands for.
+    """
+
+    where: str
+    field: str
+    reason: str
+    rows: int
+
+    def __str__(self) -> str:
+        told = ": ".join(filter(None, (self.where, self.field, self.reason)))
+        return told + (f" ({self.rows} rows)" if self.rows > 1 else "")
+
+
 @dataclass
 class ReadReport:
-    """What a reader left out, cut or changed by choice: reason -> how many rows, and where the first are."""
+    """What a reader left out, cut or changed by choice: everything counted, the first ``LISTED`` listed."""
 
     counts: dict[str, int] = field(default_factory=dict)
     first: dict[str, list[str]] = field(default_factory=dict)
+    listed: list[Left] = field(default_factory=list)
 
-    def note(self, reason: str, where: str, rows: int = 1) -> None:
-        """Count `rows` more for `reason`; `where` names the first of them."""
+    def note(self, reason: str, where: str, rows: int = 1, column: str = "") -> None:
+        """Count `rows` more for `reason`; `where` names the first of them, `column` the field concerned."""
         self.counts[reason] = self.counts.get(reason, 0) + rows
         places = self.first.setdefault(reason, [])
         if len(places) < FIRST:
             places.append(where)
+        if len(self.listed) < LISTED:
+            self.listed.append(Left(where, column, reason, rows))
 
     def table(self) -> pd.DataFrame:
         """Columns reason, rows, first (places or ids, separated by blanks)."""
         rows = [(reason, count, " ".join(self.first[reason])) for reason, count in self.counts.items()]
         return pd.DataFrame(rows, columns=["reason", "rows", "first"])
+
+    def list_table(self) -> pd.DataFrame:
+        """One row for each of ``listed``: where, field, reason, rows."""
+        return pd.DataFrame(self.listed, columns=list(Left._fields))
 
     def __str__(self) -> str:
         rows = (
