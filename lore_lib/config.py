@@ -316,7 +316,7 @@ class ServingConfig(_Frozen):
 class ServiceConfig(_Frozen):
     """The HTTP service of `lore serve`: its judges, its store of scores, and what it refuses."""
 
-    store: str = ""  # sqlite:///path, redis:// or valkey://host:port/0; "" = a SQLite file in the run's folder
+    store: str = ""  # sqlite:///path, redis:// or valkey://host:port/0; "" = SQLite in the run's folder
     score_ttl_hours: float = Field(default=168, gt=0)  # an older score is not served
     window_requests: int = Field(default=1_000_000, ge=1)  # requests after which the strata are named anew
     llm: Literal["local", "openai", "none"] = "local"  # local = the run's own model, in a process beside
