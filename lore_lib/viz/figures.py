@@ -467,7 +467,7 @@ def gains_figure(table: pd.DataFrame, title: str) -> Figure:
 
 
 def reliability_figure(curves: Mapping[str, pd.DataFrame], title: str) -> Figure:
-    """How often a judge is right among answers of like confidence; on the diagonal it is as right as it is sure.
+    """How often a judge is right among answers of like confidence: on the diagonal, as right as it is sure.
 
     The size of a marker follows the number of answers in its bin.
 
@@ -479,13 +479,14 @@ def reliability_figure(curves: Mapping[str, pd.DataFrame], title: str) -> Figure
     axes.plot([0, 1], [0, 1], color=GREY, linestyle="dashed", label="as right as sure")
     most = max(curve["pairs"].max() for curve in curves.values())
     for index, (name, curve) in enumerate(curves.items()):
-        look = {"color": PALETTE[index % len(PALETTE)], "marker": MARKERS[index % len(MARKERS)]}
-        axes.plot(
-            curve["confidence"], curve["accuracy"], linestyle=_dash(index), markersize=4, label=name, **look
+        colour, mark, size = (
+            PALETTE[index % len(PALETTE)],
+            MARKERS[index % len(MARKERS)],
+            curve["pairs"] / most,
         )
-        axes.scatter(
-            curve["confidence"], curve["accuracy"], s=20 + 180 * curve["pairs"] / most, alpha=0.4, **look
-        )
+        at = curve["confidence"], curve["accuracy"]
+        axes.plot(*at, color=colour, marker=mark, linestyle=_dash(index), markersize=4, label=name)
+        axes.scatter(*at, color=colour, marker=mark, s=20 + 180 * size, alpha=0.4)
     axes.set_xlabel("mean probability of the label given")
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set_xlim(0, 1.02)
