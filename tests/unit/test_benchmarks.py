@@ -72,6 +72,18 @@ def test_both_ways_of_captioning_name_the_same_colours(
     assert len(by_hand) > 8
 
 
+def test_all_ways_of_simulating_serve_the_same(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    bench: Any = importlib.import_module("bench_serving")
+    monkeypatch.setattr(bench, "QUERIES", 500)
+    rows = bench.prepare_simulation("pandas, per request", 5000)()
+    sums = bench.prepare_simulation("no queue", 5000)()
+    for stratum, level in rows.index:
+        assert sums.latency_quantile(level, stratum) == pytest.approx(rows[stratum, level], rel=0.03)
+    jobs = [bench.prepare_queue(way, 500)() for way in bench.QUEUES]
+    assert jobs[0].finish_s == pytest.approx(jobs[1].finish_s)
+
+
 def test_both_ways_of_updating_have_the_same_loss(
     root: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
