@@ -290,8 +290,8 @@ class ServingConfig(_Frozen):
     slo_ms: float = Field(default=1000.0, gt=0)  # latency promised at p95
     # the student
     student_base: str = "data/models/lore-nano"  # folder under the project root, or a hub name
-    student_epochs: int = Field(default=8, ge=1)  # passes over the sampled train pairs
-    student_learning_rate: float = Field(default=2e-3, gt=0)  # peak of the schedule
+    student_epochs: int = Field(default=3, ge=1)  # passes over the sampled train pairs
+    student_learning_rate: float = Field(default=1e-3, gt=0)  # peak of the schedule
     student_batch_pairs: int = Field(default=16, ge=1)  # pairs per optimiser step
     check_seconds: float = Field(default=15.0, gt=0)  # of traffic asked of the real service as well
 
@@ -316,10 +316,10 @@ class ServingConfig(_Frozen):
 class ServiceConfig(_Frozen):
     """The HTTP service of `lore serve`: its judges, its store of scores, and what it refuses."""
 
-    store: str = ""  # sqlite:///path, redis:// or valkey://host:port/0; "" = a SQLite file in the run's folder
+    store: str = ""  # sqlite:///path, redis:// or valkey://host:port/0; "" = SQLite in the run's folder
     score_ttl_hours: float = Field(default=168, gt=0)  # an older score is not served
     window_requests: int = Field(default=1_000_000, ge=1)  # requests after which the strata are named anew
-    llm: Literal["local", "openai", "none"] = "local"  # local = the run's own model, in this process
+    llm: Literal["local", "openai", "none"] = "local"  # local = the run's own model, in a process beside
     llm_model: str = ""  # name at the endpoint (openai)
     llm_url: str = "http://localhost:8000/v1"  # OpenAI-compatible; its key is in OPENAI_API_KEY, if any
     llm_timeout_ms: float = Field(default=2000, gt=0)  # then the student answers
@@ -375,6 +375,15 @@ class Config(_Frozen):
     serving: ServingConfig = ServingConfig()
     service: ServiceConfig = ServiceConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+
+    @model_validator(mode="after")
+    def _one_engine_on_a_gpu(self) -> "Config":
+        if self.sampling.engine == "vllm" and self.runtime.workers > 1:
+            raise ValueError(
+                "sampling.engine=vllm takes all of a GPU's memory, and "
+                f"runtime.workers={self.runtime.workers} would start as many engines; use runtime.workers=1"
+            )
+        return self
 
     @model_validator(mode="after")
     def _paper_refuses_mocks(self) -> "Config":
@@ -453,7 +462,7 @@ PROFILE_TABLE: dict[str, tuple[Any, Any, Any]] = {
     "serving.queries": (2000, None, 1_000_000),
     "serving.cache_pairs": (200, None, 100_000),
     "serving.student_base": (None, None, "Qwen/Qwen2.5-0.5B"),
-    "serving.student_epochs": (1, 3, 3),
+    "serving.student_epochs": (1, None, None),
     "serving.student_learning_rate": (None, 1e-4, 5e-5),
     "serving.student_batch_pairs": (None, 32, 64),
     "serving.check_seconds": (2, 60, 300),

@@ -100,7 +100,7 @@ _SPECS = (
             f"{t}.parquet" for t in ("items", "queries", "pairs", "clicks", "captions", "prompts", "ablation")
         ),
         headlines=("pass@1, all pairs",),
-        minutes=(0.6, 2, 20, 120),
+        minutes=(0.6, 3.2, 20, 120),
     ),
     _spec(
         "02_cot_synthesis",
@@ -157,9 +157,12 @@ _SPECS = (
         "Head from a cache, torso by a student, tail by the model: quality, delay and cost",
         needs=("01_features", "02_cot_synthesis", "03_sft", "04_pass_at_8", "05_grpo", "06_rair"),
         sections=(*_BASE, "cot", "sft", "sampling", "grpo", "rair", "serving"),
-        promises=("judges.parquet", "latencies.parquet", "policies.parquet"),
-        headlines=("acc@2", "macro-F1", "p95 latency (ms)", "LLM-seconds per 1,000 requests"),
-        minutes=(0.4, 1, 10, 60),
+        promises=tuple(
+            f"{t}.parquet"
+            for t in ("judges", "latencies", "evictions", "policies", "gains", "frontier", "knobs", "trouble")
+        ),
+        headlines=("acc@2", "macro-F1", "p95 latency (ms)", "GPU-seconds per million requests"),
+        minutes=(0.5, 1.5, 10, 60),
     ),
     _spec(
         "08_your_vertical",
@@ -176,7 +179,7 @@ _SPECS = (
         sections=(*_BASE, "cot", "sft", "sampling", "grpo", "rair"),
         promises=("drops.parquet", "lengths.parquet", "transfer.parquet"),
         headlines=("acc@4", "acc@2"),
-        minutes=(0.5, 1.2, 15, 60),
+        minutes=(0.5, 1.5, 15, 60),
     ),
 )
 STAGES: MappingProxyType[str, StageSpec] = MappingProxyType({spec.name: spec for spec in _SPECS})
