@@ -251,7 +251,7 @@ def build_benchmark_command(
     ),
     verticals: Annotated[
         list[str], typer.Option("--vertical", help="Folder under data/verticals; may be repeated.")
-    ] = ["apparel_home", "beauty_care"],  # noqa: B006 - typer copies it
+    ] = ["apparel_home", "beauty_care", "toys_digital"],  # noqa: B006 - typer copies it
 ) -> None:
     """Build RAIR-mini anew from the verticals' definitions: the same bytes as in the repository."""
     from dataclasses import asdict

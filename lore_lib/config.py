@@ -188,10 +188,10 @@ class GrpoConfig(_Frozen):
     completions_per_prompt: int = Field(default=8, ge=2)  # size of a group
     updates_per_rollout: int = Field(default=4, ge=1)  # optimiser steps on each rollout; on_policy makes 1
     micro_batch_completions: int = Field(default=64, ge=1)  # in memory at once; never changes the sum
-    rollouts: int = Field(default=30, ge=1)  # length of training
+    rollouts: int = Field(default=24, ge=1)  # length of training
     max_refills: int = Field(default=2, ge=0)  # further draws to replace groups without signal
     window_share: float = Field(default=0.5, gt=0, le=1)  # of the ordered pool, from which a rollout draws
-    learning_rate: float = Field(default=5e-4, gt=0)  # peak; falls in a straight line to 0
+    learning_rate: float = Field(default=5e-4, gt=0)  # constant
     epsilon: float = Field(default=0.2, gt=0, lt=1)  # lower clip: ratio >= 1 - epsilon
     epsilon_high: float = Field(default=0.28, gt=0)  # upper clip: ratio <= 1 + epsilon_high
     outcome: Outcome = "same_side"  # what a wrong label is worth
@@ -201,7 +201,7 @@ class GrpoConfig(_Frozen):
     easy_share: float = Field(default=0.2, ge=0, lt=1)  # share of the pool that is solved already
     probe_every_rollouts: int = Field(default=6, ge=1)  # rollouts between two looks at the dev pairs
     probe_pairs: int = Field(default=240, ge=1)  # dev pairs of a look; the best look's weights are kept
-    probe_completions: int = Field(default=2, ge=1)  # completions per dev pair of a look
+    probe_completions: int = Field(default=4, ge=1)  # completions per dev pair of a look
     patience_looks: int = Field(default=4, ge=1)  # looks without a new best after which training stops
 
     @model_validator(mode="after")
@@ -375,6 +375,15 @@ class Config(_Frozen):
     serving: ServingConfig = ServingConfig()
     service: ServiceConfig = ServiceConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+
+    @model_validator(mode="after")
+    def _one_engine_on_a_gpu(self) -> "Config":
+        if self.sampling.engine == "vllm" and self.runtime.workers > 1:
+            raise ValueError(
+                "sampling.engine=vllm takes all of a GPU's memory, and "
+                f"runtime.workers={self.runtime.workers} would start as many engines; use runtime.workers=1"
+            )
+        return self
 
     @model_validator(mode="after")
     def _paper_refuses_mocks(self) -> "Config":

@@ -162,13 +162,21 @@ def reference_answers(rows: pd.DataFrame, folds: int) -> pd.Series:
     pair is easy because it was seen. It is in no table of systems: a subset that is hard *for a system*
     would be unfair to that system alone. Relatives of it (TF-IDF, n-gram overlap) still look somewhat worse
     on *hard* than they are.
+
+    Raises:
+        DataError: pairs of fewer than two queries.
     """
+    queries = rows["query_id"].nunique()
+    if queries < 2:
+        raise DataError(
+            f"{len(rows)} pairs of {queries} query; the reference judge learns from other queries: give 2"
+        )
     grams = CountVectorizer(analyzer="char_wb", ngram_range=(3, 3), binary=True)
     item = grams.fit_transform(rows["title"] + " " + rows["cpv"])
     query = grams.transform(rows["query"])
     shared = query.multiply(item)
     features = hstack([shared, query - shared]).tocsr()
-    splits = GroupKFold(min(folds, rows["query_id"].nunique()))
+    splits = GroupKFold(min(folds, queries))
     said = cross_val_predict(MultinomialNB(), features, rows["label"], groups=rows["query_id"], cv=splits)
     return pd.Series(said, index=rows.index)
 

@@ -46,10 +46,12 @@ class RuleIntents:
             for name, said in negations.items()
         }
         self._slang = {f" {surface} ": entry.intent for surface, entry in vertical.lexicon.items()}
-        self._named = {
-            name: [f" {_limit(value, back.get(name, ''), kind)} " for value in kind.demands()]
+        named = {
+            f" {_limit(value, back.get(name, ''), kind)} ": name
             for name, kind in vertical.dimensions.items()
+            for value in kind.demands()
         }
+        self._named = sorted(named.items(), key=lambda phrase: (-len(phrase[0]), phrase[0]))
 
     def classify(self, queries: Sequence[str]) -> list[str]:
         """Key of ``INTENTS`` per query."""
@@ -64,8 +66,17 @@ class RuleIntents:
             return "SS" if "SS" in slang else "DJ"
         if text.rstrip().endswith(("?", "？")):
             return "QA"
-        named = sum(any(phrase in text for phrase in phrases) for phrases in self._named.values())
-        return "MA" if named >= MANY_DEMANDS else "plain"
+        return "MA" if len(self._dimensions(text)) >= MANY_DEMANDS else "plain"
+
+    def _dimensions(self, text: str) -> set[str]:
+        """Dimensions that the words name; the longest phrase takes its words ("Yumbo official" names no
+        brand)."""
+        found = set()
+        for phrase, name in self._named:
+            if phrase in text:
+                found.add(name)
+                text = text.replace(phrase, "  ")
+        return found
 
 
 def _askable(vertical: Vertical, dimension: str) -> set[str]:

@@ -62,18 +62,13 @@ def official_blocks(
         DataError: as ``read_batches``.
     """
     for tables in read_batches(folder, subsets, block_pairs, pictures=False, report=report):
-        pairs, seen = tables["pairs"], _seen(tables["items"])
+        pairs, seen = tables["pairs"], tables["items"].set_index("item_id")["vqa_result"]
         asked = asked_pairs(tables, seen, features, tokenizer)
         if with_rules:
-            asked = asked.assign(prompt=_with_rules(tables, seen, features, tokenizer))
+            shown = _with_rules(tables, seen, features, tokenizer)
+            asked = asked.assign(prompt=shown["prompt"], instruction=shown["instruction"])
         gold = pairs[["pair_id", "query_id", "label", "subset"]]
         yield asked, gold.assign(names_label=names_its_label(pairs))
-
-
-def _seen(items: pd.DataFrame) -> pd.Series:
-    """``item_id`` -> what a model saw in the picture; None where it said nothing."""
-    told = [text or None for text in items["vqa_result"]]
-    return pd.Series(told, index=items["item_id"].to_numpy(), dtype=object)
 
 
 def names_its_label(pairs: pd.DataFrame) -> list[bool]:
@@ -84,7 +79,7 @@ def names_its_label(pairs: pd.DataFrame) -> list[bool]:
 
 def _with_rules(
     tables: Tables, seen: pd.Series, features: FeaturesConfig, tokenizer: PreTrainedTokenizerBase | None
-) -> list[str]:
+) -> pd.DataFrame:
     """Prompts with the rules of each pair; rules belong to queries elsewhere, so each pair gets its own
     query."""
     pairs = tables["pairs"]
@@ -98,8 +93,7 @@ def _with_rules(
         pair_id: [line.strip() for line in text.splitlines() if line.strip()]
         for pair_id, text in zip(pairs["pair_id"], pairs["rule_list"], strict=True)
     }
-    asked = asked_pairs(own, seen, features, tokenizer, rules)
-    return asked["prompt"].tolist()
+    return asked_pairs(own, seen, features, tokenizer, rules)
 
 
 def judge_official(

@@ -44,6 +44,10 @@ read."""
 ASKED_COLUMNS = ("pair_id", "query_id", "query", "item_text", "prompt")
 """What a system is asked with. The gold label is not among them."""
 
+INSTRUCTED = "instruction"
+"""A further column, the prompt in a template that explains the task: for models that were never tuned on
+it."""
+
 BLOCK_PAIRS = 2000
 """Pairs that are answered, and kept, at a time."""
 
@@ -156,9 +160,9 @@ class ChatJudge:
     """Any chat model, such as one behind an OpenAI-compatible endpoint
     (:class:`lore_lib.cot.endpoint.OpenAIChat`).
 
-    The pair is asked in the kit's prompt; make it with template ``en`` or ``zh``, the bare one explains
-    nothing. A call that does not get through stops the evaluation and is asked again next time; a reply that
-    cannot be read, or was cut or filtered, is a wrong answer and counted under its reason.
+    It is asked with the column ``INSTRUCTED``. A call that does not get through stops the evaluation and is
+    asked again next time; a reply that cannot be read, or was cut or filtered, is a wrong answer and counted
+    under its reason.
 
     Args:
         name: as in the table.
@@ -182,8 +186,12 @@ class ChatJudge:
         Raises:
             EngineError: calls did not get through; those that did are in the cache.
         """
+        if INSTRUCTED not in asked:
+            raise DataError(
+                f"{self.name} needs the column {INSTRUCTED!r}, which explains the task: see asked_pairs"
+            )
         schema = _Verdict.model_json_schema()
-        turns = [f"{prompt}\n\n{INSTRUCTION}" for prompt in asked["prompt"]]
+        turns = [f"{prompt}\n\n{INSTRUCTION}" for prompt in asked[INSTRUCTED]]
         requests = [Request(({"role": "user", "content": turn},), schema) for turn in turns]
         replies = complete_cached(self._model, requests, self._cache)
         rows = [
@@ -213,18 +221,26 @@ def asked_pairs(
     tokenizer: PreTrainedTokenizerBase | None,
     rules: Mapping[str, Sequence[str]] | None = None,
 ) -> pd.DataFrame:
-    """What systems are asked for each pair: columns ``ASKED_COLUMNS``, in the order of ``pairs``.
+    """What systems are asked for each pair: ``ASKED_COLUMNS`` and ``INSTRUCTED``, in the order of ``pairs``.
 
-    ``prompt`` is for language models, in the template of the config; ``item_text`` for judges that read no
-    instructions: the same sections of the item, bare.
+    ``prompt`` is for the run's own language models, in the template of the config; ``instruction`` for
+    models that need the task explained (template ``en`` where the config's explains nothing); ``item_text``
+    for judges that read no instructions: the same sections of the item, bare.
     """
-    template = load_template(features.template)
-    how: dict[str, Any] = {"template": template, "tokenizer": tokenizer, "rules": rules}
-    told = build_prompts(tables, captions, features.budget, **how)
+
+    seen = [text if isinstance(text, str) and text else None for text in captions]  # a table gives NaN back
+    captions = pd.Series(seen, index=captions.index, dtype=object)
+    how: dict[str, Any] = {"tokenizer": tokenizer, "rules": rules}
+    told = build_prompts(tables, captions, features.budget, template=load_template(features.template), **how)
+    explained = told
+    if features.template == "nano":  # the other model's tokens are not this tokenizer's: no budget in tokens
+        explained = build_prompts(
+            tables, captions, features.budget, template=load_template("en"), rules=rules
+        )
     bare = build_prompts(tables, captions, features.budget)
     texts = tables["queries"].set_index("query_id")["query"]
     rows = told.assign(query=told["query_id"].map(texts), item_text=bare["prompt"].str.partition("\n")[2])
-    return rows[list(ASKED_COLUMNS)]
+    return rows.assign(instruction=explained["prompt"])[[*ASKED_COLUMNS, INSTRUCTED]]
 
 
 def told_pairs(prompts: pd.DataFrame, queries: pd.DataFrame) -> pd.DataFrame:
@@ -325,7 +341,8 @@ def answer_all(
         raise DataError(f"two systems are named {', '.join(sorted(twice))}; rename one")
     if missing := [column for column in ASKED_COLUMNS if column not in asked]:
         raise DataError(f"the pairs lack the columns {', '.join(missing)}; systems read all of them")
-    path = write_parquet(asked[list(ASKED_COLUMNS)], folder / "asked.parquet")
+    columns = [column for column in (*ASKED_COLUMNS, INSTRUCTED) if column in asked]
+    path = write_parquet(asked[columns], folder / "asked.parquet")
     jobs = {s.name: _Job(s, path, folder, benchmark, block_pairs) for s in systems}
     long = [job for job in jobs.values() if job.system.alone]
     here = [job for job in jobs.values() if not job.system.alone] + (long if len(long) == 1 else [])

@@ -100,7 +100,7 @@ _SPECS = (
             f"{t}.parquet" for t in ("items", "queries", "pairs", "clicks", "captions", "prompts", "ablation")
         ),
         headlines=("pass@1, all pairs",),
-        minutes=(0.6, 2, 20, 120),
+        minutes=(0.6, 3.2, 20, 120),
     ),
     _spec(
         "02_cot_synthesis",
@@ -138,7 +138,7 @@ _SPECS = (
             for t in ("pool", "history", "probes", "variants", "samples", "effects", "differences")
         ),
         headlines=("pass@1", "pass@8", "pass@1 gain", "pass@8 gain"),
-        minutes=(0.8, 7, 120, 1200),
+        minutes=(1, 7, 120, 1200),
     ),
     _spec(
         "06_rair",
@@ -182,7 +182,7 @@ _SPECS = (
         sections=(*_BASE, "cot", "sft", "sampling", "grpo", "rair"),
         promises=("drops.parquet", "lengths.parquet", "transfer.parquet"),
         headlines=("acc@4", "acc@2"),
-        minutes=(0.5, 1.2, 15, 60),
+        minutes=(0.5, 1.5, 15, 60),
     ),
 )
 STAGES: MappingProxyType[str, StageSpec] = MappingProxyType({spec.name: spec for spec in _SPECS})

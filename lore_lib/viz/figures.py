@@ -172,7 +172,7 @@ def strata_bars(counts: pd.DataFrame, title: str) -> Figure:
 
 
 def subset_bars(table: pd.DataFrame, title: str, metric: str) -> Figure:
-    """One metric by subset and system, with intervals.
+    """One metric by subset and system, with intervals; a table without rows gives a figure that says so.
 
     Args:
         table: subset, system, value, low, high.
@@ -180,6 +180,10 @@ def subset_bars(table: pd.DataFrame, title: str, metric: str) -> Figure:
         metric: its name, for the axis.
     """
     figure, axes = _canvas(title)
+    if table.empty:
+        axes.text(0.5, 0.5, "nothing to compare in these data", ha="center", transform=axes.transAxes)
+        axes.set_axis_off()
+        return figure
     subsets, systems = list(dict.fromkeys(table["subset"])), list(dict.fromkeys(table["system"]))
     width = 0.8 / len(systems)
     for index, system in enumerate(systems):

@@ -34,7 +34,15 @@ RANGES: dict[tuple[str, str], tuple[float, float]] = {
     ("03_sft", "final loss | progressive"): (0.01, 3),
     ("04_pass_at_8", "pass@1 | direct"): (0.05, 0.95),
     ("04_pass_at_8", "parse rate | direct"): (0.3, 1),
+    ("06_rair", "acc@4 | majority label"): (0.1, 0.5),
+    ("06_rair", "acc@4 | gradient boosting"): (0.25, 0.9),
+    ("06_rair", "acc@4 | zero-shot base"): (0, 0.2),  # it was never told the form of an answer
     ("08_your_vertical", "teacher accuracy | progressive"): (0.9, 1),
+    # without the picture or the rules the symbolic teacher fails on just the pairs that need them
+    ("09_open_questions", "drop | vision taken from the teacher, visual pairs"): (0.9, 1),
+    ("09_open_questions", "drop | vision taken from the teacher, plain pairs"): (0, 0),
+    ("09_open_questions", "drop | rules taken from the teacher, boundary pairs"): (0.9, 1),
+    ("09_open_questions", "acc@4 | direct, judged on beauty_care"): (0, 0.95),
 }
 
 

@@ -265,3 +265,9 @@ def test_palette_stays_apart_for_deuteranopes() -> None:
     seen = np.array([see @ to_rgb(colour) for colour in figures.PALETTE])
     gaps = np.linalg.norm(seen[:, None] - seen[None], axis=-1)[np.triu_indices(len(seen), 1)]
     assert gaps.min() > 0.15
+
+
+def test_bars_of_no_rows_say_so() -> None:
+    empty = pd.DataFrame(columns=["subset", "system", "value", "low", "high"])
+    figure = figures.subset_bars(empty, "Slang", "share")
+    assert [text.get_text() for text in figure.axes[0].texts] == ["nothing to compare in these data"]

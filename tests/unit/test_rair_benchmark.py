@@ -59,7 +59,7 @@ def test_rair_mini_is_built_to_the_byte(tmp_path: Path, root: Path) -> None:
     made, kept = tmp_path / "rair-mini", root / "data" / "benchmarks" / "rair-mini"
     done = CliRunner().invoke(commands, ["build-benchmark", "--out", str(made)], catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    names = ["apparel_home.jsonl", "beauty_care.jsonl", "card.json"]
+    names = ["apparel_home.jsonl", "beauty_care.jsonl", "card.json", "toys_digital.jsonl"]
     assert sorted(path.name for path in made.iterdir()) == names
     for name in names:
         assert (made / name).read_bytes() == (kept / name).read_bytes(), name
@@ -265,6 +265,8 @@ def test_the_reference_never_learns_from_a_pair_of_the_same_query() -> None:
     assert 0.2 < (reference_answers(rows, 5) == rows["label"]).mean() < 0.8
     told = rows.assign(title=np.where(rows.label == "L4", rows["query"], "other"))
     assert (reference_answers(told, 5) == rows["label"]).mean() > 0.95
+    with pytest.raises(DataError, match="4 pairs of 1 query"):
+        reference_answers(told.head(4), 5)
 
 
 def test_each_pair_has_the_subset_its_rule_says() -> None:
@@ -347,7 +349,7 @@ def test_a_pool_has_ids_of_its_own(vertical: Vertical) -> None:
 # --- intents
 
 
-@pytest.mark.parametrize("name", ["apparel_home", "beauty_care"])
+@pytest.mark.parametrize("name", ["apparel_home", "beauty_care", "toys_digital"])
 def test_rules_read_the_intent_that_the_world_meant(name: str) -> None:
     vertical = load_vertical(name)
     queries = generate_tables(vertical, {"test": 250}, 1, 0, 5)["queries"]

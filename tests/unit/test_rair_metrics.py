@@ -1,5 +1,6 @@
 """acc@4, acc@2, macro-F1, kappa and parse rate, against hand-worked cases and scikit-learn on raw labels."""
 
+import importlib
 import json
 from collections import Counter
 from itertools import permutations
@@ -337,3 +338,20 @@ def test_tables_for_reading() -> None:
         ["subset", "hard"],
         ["intent", "plain"],
     ]
+
+
+def test_both_ways_of_the_bench_give_like_intervals(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    bench = importlib.import_module("bench_rair")
+    slow, quick = (bench.prepare(way, 4000)() for way in bench.WAYS)
+    quick = quick.set_index("metric").loc[["acc@4", "acc@2", "macro_f1", "kappa"]]
+    assert pytest.approx(slow, abs=0.02) == quick[["low", "high"]].to_numpy().T
+
+
+def test_the_reckoned_cost_grows_with_what_is_written(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    bench = importlib.import_module("bench_rair")
+    short, long = bench.official_cost(completion_tokens=8), bench.official_cost(completion_tokens=400)
+    assert short["reading (hours)"] == long["reading (hours)"]
+    assert long["writing (hours)"] > 50 * short["writing (hours)"]
+    assert short["prompt tokens (million)"] == pytest.approx(54_539 * 800 / 1e6)

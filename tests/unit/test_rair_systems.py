@@ -15,6 +15,7 @@ from lore_lib.rair.baselines import LexicalOverlap, MajorityLabel
 from lore_lib.rair.systems import (
     ANSWER_COLUMNS,
     ASKED_COLUMNS,
+    INSTRUCTED,
     ChatJudge,
     Classifier,
     answer_all,
@@ -55,15 +56,31 @@ class Counting:
 
 
 def test_what_is_asked_tells_no_label(asked: pd.DataFrame, world_tables: dict[str, pd.DataFrame]) -> None:
-    assert list(asked) == list(ASKED_COLUMNS)
+    assert list(asked) == [*ASKED_COLUMNS, INSTRUCTED]
     for row in asked.itertuples():
         assert row.prompt.splitlines()[0] == f"query: {row.query}"
         assert row.item_text == row.prompt.partition("\n")[2]
+        assert row.instruction.startswith("You judge search results")
+        assert f"Query: {row.query}" in row.instruction
     told = told_pairs(
         world_tables["pairs"].assign(bare=[f"query: q\ntitle: {i}" for i in world_tables["pairs"].item_id]),
         world_tables["queries"],
     )
     assert (told["item_text"] == "title: " + told["item_id"]).all()
+
+
+@pytest.mark.parametrize("nothing", ["", None, float("nan")])
+def test_a_picture_that_nobody_described_has_no_line(
+    world_tables: dict[str, pd.DataFrame], captions: "pd.Series[Any]", nothing: Any
+) -> None:
+    blind = pd.Series([nothing] * len(captions), index=captions.index, dtype=object)
+    rows = asked_pairs(world_tables, blind, load_config("smoke").features, None)
+    assert not rows["prompt"].str.contains("picture:").any()
+    assert (
+        asked_pairs(world_tables, captions, load_config("smoke").features, None)["prompt"]
+        .str.contains("picture:")
+        .all()
+    )
 
 
 def test_a_killed_evaluation_goes_on_at_its_block(asked: pd.DataFrame, tmp_path: Path) -> None:
@@ -172,6 +189,20 @@ def reply(label: str = "L2", mismatch: str = "Color", why: str = "navy", **other
 def test_an_endpoint_is_read_strictly(asked: pd.DataFrame, said: Reply, label: str, kind: str) -> None:
     row = ChatJudge("far", Chat(said)).answer(asked.head(1)).iloc[0]
     assert (row["label"], row["parse_kind"]) == (label, kind)
+
+
+def test_an_endpoint_is_asked_with_the_task_explained(asked: pd.DataFrame) -> None:
+    turns = []
+
+    class Hears(Chat):
+        def complete(self, requests: list[Request], arrived: Any = None) -> list[Reply]:
+            turns.extend(request.messages[0]["content"] for request in requests)
+            return [reply()] * len(requests)
+
+    ChatJudge("far", Hears()).answer(asked)
+    assert [turn.startswith(told) for turn, told in zip(turns, asked.instruction, strict=True)] == [True] * 9
+    with pytest.raises(DataError, match="far needs the column 'instruction'"):
+        ChatJudge("far", Hears()).answer(asked[list(ASKED_COLUMNS)])
 
 
 def test_an_endpoint_pays_for_no_answer_twice(asked: pd.DataFrame, tmp_path: Path) -> None:
