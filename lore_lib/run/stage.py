@@ -159,10 +159,13 @@ _SPECS = (
         sections=(*_BASE, "cot", "sft", "sampling", "grpo", "rair", "serving"),
         promises=tuple(
             f"{t}.parquet"
-            for t in ("judges", "latencies", "evictions", "policies", "gains", "frontier", "knobs", "trouble")
+            for t in (
+                *("judges", "students", "latencies", "evictions", "policies"),
+                *("gains", "frontier", "knobs", "trouble", "check"),
+            )
         ),
         headlines=("acc@2", "macro-F1", "p95 latency (ms)", "GPU-seconds per million requests"),
-        minutes=(0.5, 1.5, 10, 60),
+        minutes=(0.8, 2, 10, 60),
     ),
     _spec(
         "08_your_vertical",
