@@ -24,6 +24,7 @@ from ways import print_table
 
 from lore_lib.sampling.engine import load_model, load_tokenizer
 from lore_lib.training.grpo import LeanTrainer
+from lore_lib.training.head import score_labelled_positions
 
 BASE, UPDATE, SEED = "data/models/lore-nano", 64, 17
 WAYS: dict[str, type[GRPOTrainer]] = {"stock TRL": GRPOTrainer, "LeanTrainer": LeanTrainer}
@@ -50,6 +51,8 @@ def trainer_of(way: str, base: str = BASE) -> GRPOTrainer:
         processing_class=tokenizer,
     )
     trainer.current_gradient_accumulation_steps = 1
+    if way != "stock TRL":
+        score_labelled_positions(model)  # as a training on a CPU does
     return trainer
 
 

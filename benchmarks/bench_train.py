@@ -67,10 +67,11 @@ def prepare_tuning(
     rows: Path, sizes: dict[str, tuple[int, int]], way: str, pairs: int
 ) -> Callable[[], object]:
     """A trainer over the first pairs, ready to train."""
-    from datasets import Dataset
+    from datasets import Dataset, disable_progress_bars
     from trl import SFTTrainer
 
     torch.set_num_threads(1)
+    disable_progress_bars()
     job = bench_job(rows, Path(tempfile.mkdtemp()))
     tokenizer, table = load_tokenizer(job.base), read_parquet(rows).head(pairs)
     data = pd.DataFrame(
@@ -86,6 +87,7 @@ def prepare_tuning(
         else:
             trainer = sft_trainer(job, model, tokenizer, data)
     trainer.log = lambda *_, **__: None
+    trainer.args.save_strategy = "no"
     return trainer.train
 
 
@@ -136,20 +138,22 @@ def print_share(rows: Path, sizes: dict[str, tuple[int, int]], pairs: int) -> No
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--largest", type=int, default=320, help="pairs of the largest size (default: 320)")
-    largest: int = parser.parse_args().largest
-    sizes = [largest // 4, largest]
+    parser.add_argument(
+        "--only", choices=["tuning", "models", "sampling"], help="one of the three (default: all)"
+    )
+    asked = parser.parse_args()
+    sizes = [asked.largest // 4, asked.largest]
     with tempfile.TemporaryDirectory() as folder:
         rows = write_rows(Path(folder) / "rows.parquet", max(sizes))
-        print_table(TUNING, sizes, functools.partial(prepare_tuning, rows, {}))
-        print_table(MODELS, sizes[:1], functools.partial(prepare_tuning, rows, MODELS))
-        print_share(rows, MODELS, sizes[0])
-        model = train_sft(bench_job(rows, Path(folder) / "model"))
-        print_table(
-            SAMPLING,
-            [size // 4 for size in sizes],
-            functools.partial(prepare_sampling, model, rows),
-            "prompts",
-        )
+        if asked.only in (None, "tuning"):
+            print_table(TUNING, sizes, functools.partial(prepare_tuning, rows, {}))
+        if asked.only in (None, "models"):
+            print_table(MODELS, sizes[:1], functools.partial(prepare_tuning, rows, MODELS))
+            print_share(rows, MODELS, sizes[0])
+        if asked.only in (None, "sampling"):
+            model = train_sft(bench_job(rows, Path(folder) / "model"))
+            sampling = functools.partial(prepare_sampling, model, rows)
+            print_table(SAMPLING, [size // 4 for size in sizes], sampling, "prompts")
 
 
 if __name__ == "__main__":

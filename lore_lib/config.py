@@ -188,10 +188,10 @@ class GrpoConfig(_Frozen):
     completions_per_prompt: int = Field(default=8, ge=2)  # size of a group
     updates_per_rollout: int = Field(default=4, ge=1)  # optimiser steps on each rollout; on_policy makes 1
     micro_batch_completions: int = Field(default=64, ge=1)  # in memory at once; never changes the sum
-    rollouts: int = Field(default=30, ge=1)  # length of training
+    rollouts: int = Field(default=24, ge=1)  # length of training
     max_refills: int = Field(default=2, ge=0)  # further draws to replace groups without signal
     window_share: float = Field(default=0.5, gt=0, le=1)  # of the ordered pool, from which a rollout draws
-    learning_rate: float = Field(default=5e-4, gt=0)  # peak; falls in a straight line to 0
+    learning_rate: float = Field(default=5e-4, gt=0)  # constant
     epsilon: float = Field(default=0.2, gt=0, lt=1)  # lower clip: ratio >= 1 - epsilon
     epsilon_high: float = Field(default=0.28, gt=0)  # upper clip: ratio <= 1 + epsilon_high
     outcome: Outcome = "same_side"  # what a wrong label is worth
@@ -201,7 +201,7 @@ class GrpoConfig(_Frozen):
     easy_share: float = Field(default=0.2, ge=0, lt=1)  # share of the pool that is solved already
     probe_every_rollouts: int = Field(default=6, ge=1)  # rollouts between two looks at the dev pairs
     probe_pairs: int = Field(default=240, ge=1)  # dev pairs of a look; the best look's weights are kept
-    probe_completions: int = Field(default=2, ge=1)  # completions per dev pair of a look
+    probe_completions: int = Field(default=4, ge=1)  # completions per dev pair of a look
     patience_looks: int = Field(default=4, ge=1)  # looks without a new best after which training stops
 
     @model_validator(mode="after")
@@ -290,8 +290,8 @@ class ServingConfig(_Frozen):
     slo_ms: float = Field(default=1000.0, gt=0)  # latency promised at p95
     # the student
     student_base: str = "data/models/lore-nano"  # folder under the project root, or a hub name
-    student_epochs: int = Field(default=8, ge=1)  # passes over the sampled train pairs
-    student_learning_rate: float = Field(default=2e-3, gt=0)  # peak of the schedule
+    student_epochs: int = Field(default=3, ge=1)  # passes over the sampled train pairs
+    student_learning_rate: float = Field(default=1e-3, gt=0)  # peak of the schedule
     student_batch_pairs: int = Field(default=16, ge=1)  # pairs per optimiser step
     check_seconds: float = Field(default=15.0, gt=0)  # of traffic asked of the real service as well
 
@@ -316,10 +316,10 @@ class ServingConfig(_Frozen):
 class ServiceConfig(_Frozen):
     """The HTTP service of `lore serve`: its judges, its store of scores, and what it refuses."""
 
-    store: str = ""  # sqlite:///path, redis:// or valkey://host:port/0; "" = a SQLite file in the run's folder
+    store: str = ""  # sqlite:///path, redis:// or valkey://host:port/0; "" = SQLite in the run's folder
     score_ttl_hours: float = Field(default=168, gt=0)  # an older score is not served
     window_requests: int = Field(default=1_000_000, ge=1)  # requests after which the strata are named anew
-    llm: Literal["local", "openai", "none"] = "local"  # local = the run's own model, in this process
+    llm: Literal["local", "openai", "none"] = "local"  # local = the run's own model, in a process beside
     llm_model: str = ""  # name at the endpoint (openai)
     llm_url: str = "http://localhost:8000/v1"  # OpenAI-compatible; its key is in OPENAI_API_KEY, if any
     llm_timeout_ms: float = Field(default=2000, gt=0)  # then the student answers
@@ -375,6 +375,15 @@ class Config(_Frozen):
     serving: ServingConfig = ServingConfig()
     service: ServiceConfig = ServiceConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+
+    @model_validator(mode="after")
+    def _one_engine_on_a_gpu(self) -> "Config":
+        if self.sampling.engine == "vllm" and self.runtime.workers > 1:
+            raise ValueError(
+                "sampling.engine=vllm takes all of a GPU's memory, and "
+                f"runtime.workers={self.runtime.workers} would start as many engines; use runtime.workers=1"
+            )
+        return self
 
     @model_validator(mode="after")
     def _paper_refuses_mocks(self) -> "Config":
@@ -453,7 +462,7 @@ PROFILE_TABLE: dict[str, tuple[Any, Any, Any]] = {
     "serving.queries": (2000, None, 1_000_000),
     "serving.cache_pairs": (200, None, 100_000),
     "serving.student_base": (None, None, "Qwen/Qwen2.5-0.5B"),
-    "serving.student_epochs": (1, 3, 3),
+    "serving.student_epochs": (1, None, None),
     "serving.student_learning_rate": (None, 1e-4, 5e-5),
     "serving.student_batch_pairs": (None, 32, 64),
     "serving.check_seconds": (2, 60, 300),

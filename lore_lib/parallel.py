@@ -39,7 +39,7 @@ def run_parallel(
         return []
     context = multiprocessing.get_context("spawn")
     results: dict[int, Result] = {}
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context, initializer=_start_worker) as pool:
+    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context, initializer=start_worker) as pool:
         futures = {pool.submit(work, job): index for index, job in enumerate(jobs)}
         try:
             for future in tqdm(as_completed(futures), total=len(jobs), desc=label or None):
@@ -52,7 +52,7 @@ def run_parallel(
     return [results[index] for index in range(len(jobs))]
 
 
-def _start_worker() -> None:
+def start_worker() -> None:
     """Compute with one thread, and end with the parent: a worker that outlives a killed notebook would go on
     writing into the folder in which the next run resumes."""
     os.environ["OMP_NUM_THREADS"] = "1"

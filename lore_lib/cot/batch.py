@@ -55,6 +55,7 @@ SHARD_PAIRS = 2048
 
 _BLOCKS_PER_WORKER = 20
 _LOOP = "127.0.0.1"
+_STARTS = 3
 _TABLES = ("items", "queries", "pairs", "clicks", "captions", "prompts")
 
 
@@ -218,9 +219,9 @@ def ray_workers(workers: int) -> Iterator[None]:
 
     Raises:
         ConfigError: Ray is not installed.
+        EngineError: it does not start.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")  # a busy machine takes its time
     try:
         import ray
     except ImportError as error:
@@ -229,7 +230,15 @@ def ray_workers(workers: int) -> Iterator[None]:
         yield
         return
     local = {"address": "local", "num_cpus": workers, "include_dashboard": False, "_node_ip_address": _LOOP}
-    ray.init(log_to_driver=False, **({} if "RAY_ADDRESS" in os.environ else local))
+    settings = {} if "RAY_ADDRESS" in os.environ else local
+    for start in range(1, _STARTS + 1):
+        try:
+            ray.init(log_to_driver=False, **settings)
+            break
+        except Exception as error:  # it gives itself 30 seconds, which a busy machine may need more than once
+            ray.shutdown()
+            if start == _STARTS:
+                raise EngineError(f"Ray did not start, at {_STARTS} attempts: {error}") from error
     try:
         yield
     finally:

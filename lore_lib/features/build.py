@@ -56,9 +56,10 @@ def caption_accuracy(
     """
     truths, stated = items["truth"].map(json.loads), items["cpv"].map(json.loads)
     rows = []
-    for place, dimension in enumerate(vertical.pictured):
-        true = truths.str.get(dimension).to_numpy()
-        seen = captions.str.split(", ").str[place].to_numpy()
+    said = [text.split(", ") if isinstance(text, str) else [] for text in captions]
+    for dimension in vertical.pictured:
+        true, known = truths.str.get(dimension).to_numpy(), set(vertical.values(dimension))
+        seen = np.array([next((value for value in one if value in known), None) for one in said], object)
         for system, says in ((captioner, seen), ("seller's text", stated.str.get(dimension).to_numpy())):
             rows.append((dimension, system, float((says == true).mean()), len(true)))
     return pd.DataFrame(rows, columns=["dimension", "system", "right", "n"])

@@ -100,7 +100,7 @@ _SPECS = (
             f"{t}.parquet" for t in ("items", "queries", "pairs", "clicks", "captions", "prompts", "ablation")
         ),
         headlines=("pass@1, all pairs",),
-        minutes=(0.6, 2, 20, 120),
+        minutes=(0.6, 3.2, 20, 120),
     ),
     _spec(
         "02_cot_synthesis",
@@ -138,7 +138,7 @@ _SPECS = (
             for t in ("pool", "history", "probes", "variants", "samples", "effects", "differences")
         ),
         headlines=("pass@1", "pass@8", "pass@1 gain", "pass@8 gain"),
-        minutes=(0.8, 7, 120, 1200),
+        minutes=(1, 7, 120, 1200),
     ),
     _spec(
         "06_rair",
@@ -157,9 +157,15 @@ _SPECS = (
         "Head from a cache, torso by a student, tail by the model: quality, delay and cost",
         needs=("01_features", "02_cot_synthesis", "03_sft", "04_pass_at_8", "05_grpo", "06_rair"),
         sections=(*_BASE, "cot", "sft", "sampling", "grpo", "rair", "serving"),
-        promises=("judges.parquet", "latencies.parquet", "policies.parquet"),
-        headlines=("acc@2", "macro-F1", "p95 latency (ms)", "LLM-seconds per 1,000 requests"),
-        minutes=(0.4, 1, 10, 60),
+        promises=tuple(
+            f"{t}.parquet"
+            for t in (
+                *("judges", "students", "latencies", "evictions", "policies"),
+                *("gains", "frontier", "knobs", "trouble", "check"),
+            )
+        ),
+        headlines=("acc@2", "macro-F1", "p95 latency (ms)", "GPU-seconds per million requests"),
+        minutes=(0.8, 2, 10, 60),
     ),
     _spec(
         "08_your_vertical",

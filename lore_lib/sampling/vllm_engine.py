@@ -23,6 +23,10 @@ ADAPTER = "adapter_config.json"
 """Its presence tells that a folder holds a PEFT adapter and not a whole model."""
 
 
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""The room that vLLM makes for an adapter comes in these sizes."""
+
+
 class VllmEngine:
     """Continuous batching with a shared prefix: the n completions of a prompt read it once.
 
@@ -60,7 +64,8 @@ class VllmEngine:
         if (Path(path) / ADAPTER).is_file():
             facts = json.loads((Path(path) / ADAPTER).read_text(encoding="utf-8"))
             self._adapter = LoRARequest("adapter", 1, path)
-            engine |= {"enable_lora": True, "max_lora_rank": facts["r"]}
+            room = next((rank for rank in LORA_RANKS if rank >= facts["r"]), facts["r"])
+            engine |= {"enable_lora": True, "max_lora_rank": room}
             path = resolve_model(facts["base_model_name_or_path"])
         self._llm = LLM(
             model=path,

@@ -30,6 +30,7 @@ from lore_lib.features.packing import Packer, token_counter
 from lore_lib.features.template import load_template
 from lore_lib.serving.catalogue import Catalogue
 from lore_lib.serving.export import OnnxStudent, load_onnx_student
+from lore_lib.serving.local_llm import LocalLlm
 from lore_lib.serving.service import Labels, Prompts, QueryCounter, Service
 from lore_lib.serving.stores import StoreDown, open_store
 
@@ -158,7 +159,7 @@ def build_service(bundle: Bundle, llm: Labels | None) -> Service:
 
     Args:
         bundle: from `open_bundle`.
-        llm: from `local_llm` or `remote_llm`; None serves the tail by the student.
+        llm: from `llm_of`; None serves the tail by the student.
     """
     config = bundle.config
     home = f"sqlite:///{(bundle.folder / 'service' / 'scores.sqlite').resolve()}"
@@ -176,6 +177,7 @@ def build_service(bundle: Bundle, llm: Labels | None) -> Service:
         student=bundle.student.predict_proba,
         llm=llm,
         limits=config.service,
+        release=llm.close if isinstance(llm, LocalLlm) else None,
     )
 
 
@@ -214,19 +216,11 @@ def prompts_of(config: Config) -> Prompts:
 
 
 def llm_of(bundle: Bundle) -> Labels | None:
-    """The LLM that `service.llm` names: the run's own in this process, one behind an endpoint, or none."""
+    """The LLM that `service.llm` names: the run's own in a process beside this one, one behind an endpoint, or none."""
     config = bundle.config
     if config.service.llm == "none":
         return None
-    return _endpoint(config) if config.service.llm == "openai" else _local(config, str(bundle.llm))
-
-
-def _local(config: Config, base: str) -> Labels:
-    from lore_lib.sampling.engine import HfEngine, Sampling, load_model, load_tokenizer
-
-    greedy = Sampling(n=1, temperature=0.0, max_completion_tokens=config.sampling.max_completion_tokens)
-    engine = HfEngine(load_model(base, config.model.dtype, config.model.device), load_tokenizer(base))
-    return lambda prompts: [parse(drawn[0].text).label for drawn in engine.generate(prompts, greedy)]
+    return _endpoint(config) if config.service.llm == "openai" else LocalLlm(str(bundle.llm), config)
 
 
 def _endpoint(config: Config) -> Labels:

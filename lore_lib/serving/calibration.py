@@ -93,6 +93,6 @@ def _columns(shares: Floats, labels: pd.Series) -> NDArray[np.intp]:
     gold: NDArray[np.intp] = pd.Index(LABELS).get_indexer(pd.Index(labels))
     if len(gold) == 0 or len(gold) != len(shares) or (gold < 0).any():
         raise DataError(
-            f"{len(labels)} labels for {len(shares)} rows; give one of {', '.join(LABELS)} to each of 1 or more"
+            f"{len(labels)} labels for {len(shares)} rows, 1 or more; give each one of {', '.join(LABELS)}"
         )
     return gold

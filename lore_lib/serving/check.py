@@ -11,6 +11,7 @@ import pandas as pd
 
 from lore_lib.config import Config, ServingConfig
 from lore_lib.errors import DataError
+from lore_lib.sampling.intervals import Floats
 from lore_lib.serving.app import build_app, running
 from lore_lib.serving.bundle import Bundle, start_service
 from lore_lib.serving.latency import ServiceTimes
@@ -24,7 +25,10 @@ from lore_lib.serving.traffic import Chunk, Ints, request_stream
 PAST_REQUESTS = 20_000  # that name the strata and choose what is cached
 HEAD_SHARE, TORSO_SHARE = 0.1, 0.7  # a small tail, so that seconds hold enough requests of every kind
 LLM_LOAD = 0.5
-ALONE = 20  # requests of each kind that are asked one at a time
+ALONE = (
+    5,
+    20,
+)  # least and most requests of each kind that are asked one at a time, one a second of the trace
 STEADY = {  # nothing changes within seconds
     **dict.fromkeys(
         ("daily_swing", "bursts_per_day", "drift_per_day", "changed_per_day", "replaced_per_day"), 0.0
@@ -93,6 +97,44 @@ class Check:
         return self.judged.iloc[self.population.row[pairs]].reset_index(drop=True)
 
 
+@dataclass(frozen=True)
+class Found:
+    """A trace, predicted and measured.
+
+    Attributes:
+        predicted, measured: time_s, latency_ms, served_by, and of the measured what else `load.replay` tells.
+        table: from `side_by_side`.
+    """
+
+    predicted: pd.DataFrame
+    measured: pd.DataFrame
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """Side by side; refused requests are left out."""
+        return side_by_side(self.predicted, self.measured[self.measured["status"] == 200])
+
+    @property
+    def latencies_ms(self) -> dict[str, Floats]:
+        """What a figure of both needs."""
+        pairs = {"predicted": self.predicted, "measured": self.measured}
+        return {name: answers["latency_ms"].to_numpy() for name, answers in pairs.items()}
+
+
+def compare(
+    judged: pd.DataFrame, shares: pd.Series, bundle: Bundle, times: ServiceTimes, rng: np.random.Generator
+) -> Found:
+    """Plan a trace, ask it of the service, and simulate it with what single requests took there.
+
+    Args:
+        judged, shares, times, rng: see `plan`.
+        bundle: what is served.
+    """
+    check = plan(judged, shares, bundle.config, times, rng)
+    measured, alone = ask(check, bundle)
+    return Found(predict(check, alone, rng), measured)
+
+
 def plan(
     judged: pd.DataFrame, shares: pd.Series, config: Config, times: ServiceTimes, rng: np.random.Generator
 ) -> Check:
@@ -128,8 +170,8 @@ def plan(
         if chunk.begin_s < day_s:
             past.append(chunk)
         elif soon.any():
-            ahead.append(chunk._replace(time_s=chunk.time_s[soon], rank=chunk.rank[soon], query=chunk.query[soon],
-                                        pair=chunk.pair[soon]))  # fmt: skip
+            part = {name: getattr(chunk, name)[soon] for name in ("time_s", "rank", "query", "pair")}
+            ahead.append(chunk._replace(**part))
     if not ahead:
         raise DataError(
             f"no request came in {serving.check_seconds:g} s at {rate:.2f} a second; raise check_seconds"
@@ -146,9 +188,6 @@ def ask(check: Check, bundle: Bundle) -> tuple[pd.DataFrame, ServiceTimes]:
 
     Returns:
         A row per answer as `load.replay` gives them, and the times of single requests, asked before.
-
-    Raises:
-        DataError: a judge answered none of the single requests.
     """
     trace = check.trace
     with tempfile.TemporaryDirectory() as folder:
@@ -158,11 +197,8 @@ def ask(check: Check, bundle: Bundle) -> tuple[pd.DataFrame, ServiceTimes]:
         with running(app) as url:
             both = pd.concat([alone.assign(time_s=0.0), trace], ignore_index=True)
             answers = replay_apart(url, both, in_turn=len(alone))
-    lone, asked = answers.iloc[: len(alone)], answers.iloc[len(alone) :].reset_index(drop=True)
-    by_judge = {
-        f"{judge}_ms": lone.loc[lone["served_by"] == judge, "latency_ms"].to_numpy() for judge in ROUTES
-    }
-    return asked, ServiceTimes(**by_judge, hardware="over HTTP, one at a time")
+    asked = answers.iloc[len(alone) :].reset_index(drop=True)
+    return asked, _times(answers.iloc[: len(alone)])
 
 
 def predict(check: Check, times: ServiceTimes, rng: np.random.Generator) -> pd.DataFrame:
@@ -252,5 +288,16 @@ def _alone(check: Check, served: Bundle) -> pd.DataFrame:
     cached = pd.MultiIndex.from_frame(served.scores[["query", "item_id"]])
     hit = pd.MultiIndex.from_frame(check.judged[["query", "item_id"]]).isin(cached)
     kinds = (check.judged[hit], check.judged[stratum == "torso"], check.judged[stratum == "tail"])
-    picked = [pd.concat([kind] * ALONE).head(ALONE) for kind in kinds]
+    least, most = ALONE
+    count = min(most, max(least, round(check.config.check_seconds)))
+    picked = [pd.concat([kind] * count).head(count) for kind in kinds]
     return pd.concat(picked, ignore_index=True)[["query", "item_id"]]
+
+
+def _times(alone: pd.DataFrame) -> ServiceTimes:
+    """What single requests took, by kind. A kind without any is not met in the trace: any time will do."""
+    student = alone.loc[alone["stratum"] == "torso", "latency_ms"].to_numpy()
+    cache = alone.loc[alone["served_by"] == "cache", "latency_ms"].to_numpy()
+    llm = alone.loc[alone["stratum"] == "tail", "latency_ms"].to_numpy()
+    cache, llm = (ms if len(ms) else student for ms in (cache, llm))
+    return ServiceTimes(cache, student, llm, hardware="over HTTP, one at a time")

@@ -1,4 +1,4 @@
-"""The student of a run: taught by the LLM's votes, and beside it the same student taught by people's labels."""
+"""The student of a run: taught by the LLM's votes, and beside it the same one taught by people's labels."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -113,8 +113,8 @@ def assess(
             curves[f"{name}{when}"] = reliability(warm, pairs["label"])
     gaps = compare(said[VOTES], said[GOLD], resamples, rng).set_index("metric")
     for metric in QUALITY:
-        gap = gaps.loc[metric]
-        rows.append((f"{VOTES} - {GOLD}", metric, gap["difference"], gap["low"], gap["high"]))
+        difference, low, high = (float(gaps[name].loc[metric]) for name in ("difference", "low", "high"))
+        rows.append((f"{VOTES} - {GOLD}", metric, difference, low, high))
     table = pd.DataFrame(rows, columns=["judge", "metric", "value", "low", "high"]).assign(n=len(pairs))
     return Assessment(table, temperatures, curves)
 
@@ -141,7 +141,8 @@ def export_and_time(
     weights = sum(weight.numel() for weight in student.model.parameters()) * 4
     sizes = [weights, *((folder / name / "model.onnx").stat().st_size for name in ("student", "int8"))]
     rows = []
-    for name, way, size in zip(("torch", "onnx", "onnx int8"), (student, served, small), sizes, strict=True):
+    ways: tuple[Student | OnnxStudent, ...] = (student, served, small)
+    for name, way, size in zip(("torch", "onnx", "onnx int8"), ways, sizes, strict=True):
         alone, together = (
             measure_ms(way.predict, [[prompt] for prompt in timed]),
             measure_ms(way.predict, parts),

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from lore_lib.artifacts import atomic_write, atomic_write_json, file_sha256
 from lore_lib.errors import ArtifactError, EngineError
 from lore_lib.serving.calibration import temper
+from lore_lib.serving.frame import Frame
 from lore_lib.vertical.schema import LABELS
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ class _Card(BaseModel):
     sha256: dict[Literal["model.onnx", "tokenizer.json"], str]
     labels: tuple[str, ...]
     max_tokens: int = Field(ge=1)
+    before: list[int]  # tokens around a prompt
+    behind: list[int]
     pad_id: int = Field(ge=0)
     temperature: float = Field(gt=0, allow_inf_nan=False)
     weights: Literal["float32", "int8"]
@@ -61,19 +64,23 @@ class OnnxStudent:
         except Exception as error:  # its errors have no base of their own
             raise EngineError(f"{folder / MODEL} cannot be run by ONNX Runtime: {error}") from error
         self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
-        self._tokenizer.enable_truncation(card.max_tokens)
-        self._tokenizer.enable_padding(pad_id=card.pad_id)
+        self._frame = Frame(card.before, card.behind)
+        self._max_tokens, self._pad_id = card.max_tokens, card.pad_id
         self.temperature, self.fingerprint = card.temperature, card.sha256["model.onnx"][:12]
 
     def predict_proba(self, prompts: Sequence[str], batch: int = 64) -> Floats:
         """Probability of L1..L4 per prompt, tempered, (prompts, 4)."""
         parts = [np.empty((0, len(LABELS)))]
         for start in range(0, len(prompts), batch):
-            encoded = self._tokenizer.encode_batch(list(prompts[start : start + batch]))
-            inputs = {
-                "input_ids": np.array([text.ids for text in encoded], dtype=np.int64),
-                "attention_mask": np.array([text.attention_mask for text in encoded], dtype=np.int64),
-            }
+            bare = self._tokenizer.encode_batch(
+                list(prompts[start : start + batch]), add_special_tokens=False
+            )
+            rows = [self._frame.around(text.ids, self._max_tokens) for text in bare]
+            ids = np.full((len(rows), max(map(len, rows))), self._pad_id, dtype=np.int64)
+            mask = np.zeros_like(ids)
+            for i, row in enumerate(rows):
+                ids[i, : len(row)], mask[i, : len(row)] = row, 1
+            inputs = {"input_ids": ids, "attention_mask": mask}
             logits = self._session.run(["logits"], inputs)[0].astype(np.float64)
             powers = np.exp(logits - logits.max(axis=1, keepdims=True))
             parts.append(powers / powers.sum(axis=1, keepdims=True))
@@ -108,6 +115,8 @@ def export_student(
         sha256={"model.onnx": file_sha256(folder / MODEL), "tokenizer.json": file_sha256(folder / TOKENIZER)},
         labels=LABELS,
         max_tokens=student.max_tokens,
+        before=student.frame.before,
+        behind=student.frame.behind,
         pad_id=student.tokenizer.pad_token_id,
         temperature=temperature,
         weights="int8" if int8 else "float32",

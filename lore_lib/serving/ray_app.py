@@ -21,7 +21,7 @@ def app(args: dict[str, Any]) -> Application:
     """What `import_path` of a Ray Serve config names.
 
     Args:
-        args: run (folder name under outputs), and settings ("service.llm=none", ...) as of `lore serve --set`.
+        args: run (folder name under outputs), and settings (such as "service.llm=none").
     """
     run, settings = str(args["run"]), dict(parse_setting(text) for text in args.get("settings", ()))
     limits = open_bundle(run, settings).config.service

@@ -50,9 +50,9 @@ class UnknownItem(DataError):
 class QueryCounter:
     """Names a query's stratum from requests of the past, and counts this one for the future.
 
-    Requests are counted in windows. A stratum is read from finished windows only, never from the one under way;
-    of these the newest weighs half, the one before a quarter, and so on, so that what was asked long ago fades
-    and memory is bounded by the distinct queries of a few windows.
+    Requests are counted in windows. A stratum is read from finished windows only, never from the one under
+    way; of these the newest weighs half, the one before a quarter, and so on, so that what was asked long ago
+    fades and memory is bounded by the distinct queries of a few windows.
 
     Args:
         past: requests per window by query; more than none.
@@ -265,9 +265,11 @@ class Service:
         store: scores made offline, by `score_key`.
         judge: name of who made them, as in their keys.
         student: prompts to probabilities (prompts, 4).
-        llm: prompts to labels, "" where it wrote none, an exception where it failed; None serves the tail by the student.
+        llm: prompts to labels, "" where it wrote none, an exception where it failed; None serves the tail by
+            the student.
         limits: the section `service` of the config, or anything with its fields.
         clock: seconds since 1970, for the age of scores.
+        release: called when the service closes, such as to end the LLM's processes.
     """
 
     def __init__(
@@ -281,9 +283,10 @@ class Service:
         llm: Labels | None,
         limits: Any,
         clock: Callable[[], float] = time.time,
+        release: Callable[[], None] | None = None,
     ) -> None:
         self.catalogue, self.counter, self.store, self.judge = catalogue, counter, store, judge
-        self._prompts, self._clock = prompts, clock
+        self._prompts, self._clock, self._release = prompts, clock, release
         self._llm_wait_s = limits.llm_timeout_ms / 1000
         self.student: Batcher[Any] = Batcher(student, limits.student_batch, limits.student_queue_limit)
         self.llm = Batcher(llm, limits.llm_batch, limits.llm_queue_limit, limits.llm_workers) if llm else None
@@ -363,6 +366,8 @@ class Service:
         self.student.close()
         if self.llm:
             self.llm.close()
+        if self._release:
+            self._release()
         await self.store.close()
 
     def _write(self, packer: Packer, query: str, fields: dict[str, Any]) -> str:

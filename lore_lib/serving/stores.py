@@ -94,8 +94,8 @@ class Store(Protocol):
 class SqliteStore:
     """Scores in one file, for one machine.
 
-    Looked up where the event loop runs: a lookup takes microseconds, less than handing it to a thread. A file that
-    is damaged is set aside as <name>.damaged and a new one begun: scores can be made again.
+    Looked up where the event loop runs: a lookup takes microseconds, less than handing it to a thread. A file
+    that is damaged is set aside as <name>.damaged and a new one begun: scores can be made again.
 
     Args:
         path: of the file; made where absent.
@@ -166,7 +166,8 @@ class SqliteStore:
             connection.execute("PRAGMA journal_mode = WAL")  # a writer does not hold up those who read
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute(
-                "CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, value BLOB, scored_at REAL) WITHOUT ROWID"
+                "CREATE TABLE IF NOT EXISTS scores"
+                " (key BLOB PRIMARY KEY, value BLOB, scored_at REAL) WITHOUT ROWID"
             )
         except sqlite3.Error:
             connection.close()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -23,11 +24,14 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging
 
 from lore_lib.errors import DataError, EngineError
-from lore_lib.sampling.engine import no_weight_bars, resolve_model
+from lore_lib.sampling.engine import chat_text, no_weight_bars, resolve_model
 from lore_lib.sampling.intervals import Floats
+from lore_lib.serving.frame import Frame
 from lore_lib.vertical.schema import LABELS
 
 WARM_UP_CALLS = 3  # untimed calls before latencies are taken
+LABEL_OPENING = "[L"  # a label begins so, see `completion`
+SLOT = "\N{OBJECT REPLACEMENT CHARACTER}"  # stands for the prompt while its frame is read
 
 
 def measure_ms(call: Callable[[Any], object], requests: Sequence[Any]) -> Floats:
@@ -56,6 +60,23 @@ def vote_shares(samples: pd.DataFrame) -> pd.DataFrame:
     return shares.reindex(columns=list(LABELS), fill_value=0.0).rename_axis(columns=None).reset_index()
 
 
+def frame_of(tokenizer: PreTrainedTokenizerBase) -> Frame:
+    """Where a student had best be asked.
+
+    A chat model is asked where it would write its label: its template, then the opening of a label. There its
+    last state already holds a verdict; at the end of a bare prompt it holds none. Any other model has its own
+    special tokens, such as [CLS] and [SEP].
+    """
+    if tokenizer.chat_template is None:
+        plain, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+        start = next(i for i in range(len(whole)) if whole[i : i + len(plain)] == plain)
+        return Frame(whole[:start], whole[start + len(plain) :])
+    before, _, behind = chat_text(tokenizer, SLOT).partition(SLOT)
+    return Frame(
+        *(tokenizer(text, add_special_tokens=False)["input_ids"] for text in (before, behind + LABEL_OPENING))
+    )
+
+
 @dataclass(frozen=True)
 class Student:
     """A four-way classifier of prompts, on the CPU in float32."""
@@ -64,19 +85,24 @@ class Student:
     tokenizer: PreTrainedTokenizerBase
     max_tokens: int
 
+    @cached_property
+    def frame(self) -> Frame:
+        """See `frame_of`."""
+        return frame_of(self.tokenizer)
+
+    def encode(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Tokens of each prompt in its frame."""
+        bare = self.tokenizer(list(prompts), add_special_tokens=False)["input_ids"] if prompts else []
+        return [self.frame.around(ids, self.max_tokens) for ids in bare]
+
     def predict_proba(self, prompts: list[str], batch: int = 64) -> Floats:
         """Probability of L1..L4 per prompt, (prompts, 4)."""
         parts = [np.empty((0, len(LABELS)))]
         self.model.eval()
         with torch.inference_mode():
             for start in range(0, len(prompts), batch):
-                inputs = self.tokenizer(
-                    prompts[start : start + batch],
-                    truncation=True,
-                    max_length=self.max_tokens,
-                    padding=True,
-                    return_tensors="pt",
-                )
+                ids = self.encode(prompts[start : start + batch])
+                inputs = self.tokenizer.pad({"input_ids": ids}, padding_side="right", return_tensors="pt")
                 parts.append(self.model(**inputs).logits.softmax(-1).double().numpy())
         return np.concatenate(parts)
 
@@ -134,7 +160,8 @@ def train_student(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model, tokenizer = _with_fresh_head(base)
-        encoded = tokenizer(examples["prompt"].tolist(), truncation=True, max_length=max_tokens)["input_ids"]
+        student = Student(model, tokenizer, max_tokens)
+        encoded = student.encode(examples["prompt"].tolist())
         trainer = _SoftTargetTrainer(
             model=model,
             args=TrainingArguments(
@@ -158,7 +185,7 @@ def train_student(
         )
         trainer.remove_callback(PrinterCallback)  # the library never prints
         trainer.train()
-    return Student(model, tokenizer, max_tokens)
+    return student
 
 
 def _with_fresh_head(base: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

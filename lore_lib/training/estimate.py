@@ -93,10 +93,11 @@ class Needs:
         return self.weights + self.gradients + self.moments + self.activations + self.logits
 
     def __str__(self) -> str:
+        unit, name = (GIB, "GiB") if self.bytes >= GIB else (2**20, "MiB")
         parts = ("weights", "gradients", "moments", "activations", "logits")
-        each = ", ".join(f"{name} {getattr(self, name) / GIB:.1f}" for name in parts)
+        each = ", ".join(f"{part} {getattr(self, part) / unit:.1f}" for part in parts)
         size = f"{self.parameters / 1e6:,.1f} M parameters"
-        return f"{self.bytes / GIB:.1f} GiB on each device ({each}) for {size}"
+        return f"{self.bytes / unit:.1f} {name} on each device ({each}) for {size}"
 
 
 def model_shape(base: str) -> PreTrainedConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -160,8 +161,26 @@ def _parquet_problems(folder: Path) -> list[Diagnostic] | None:
             continue
         problems += _nested_cells(tables[name], name, path)
     if not problems:
-        problems = [_placed(said, tables, paths) for said in table_problems(tables)]
+        told = table_problems(tables)
+        told += (
+            [] if any(said.startswith("items:") for said in told) else _unreadable_pictures(tables["items"])
+        )
+        problems = [_placed(said, tables, paths) for said in told]
     return sorted(problems)
+
+
+def _unreadable_pictures(items: pd.DataFrame) -> list[str]:
+    """Pictures that begin as such and cannot be read to their end."""
+    from lore_lib.vertical.adapters.pictures import verify_picture
+
+    told = {
+        item_id: reason
+        for item_id, data in zip(items["item_id"], items["picture"], strict=True)
+        if data and (reason := verify_picture(data)[1])
+    }
+    counted = Counter(told.values())
+    first = {reason: item_id for item_id, reason in reversed(told.items())}
+    return [f"items: {rows} x {reason}, first item {first[reason]!r}" for reason, rows in counted.items()]
 
 
 def _nested_cells(table: pd.DataFrame, name: str, path: Path) -> Iterator[Diagnostic]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import json
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -24,6 +27,7 @@ TEXTS = {"items": ("title", "cpv", "skus", "shop", "selling_points", "industry")
 
 KEYS = {"items": "item_id", "queries": "query_id", "pairs": "pair_id"}
 SPLITS = ("train", "dev", "test")
+PICTURE_STARTS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 
 
 def check_tables(tables: dict[str, pd.DataFrame], where: Path | str) -> Tables:
@@ -31,7 +35,8 @@ def check_tables(tables: dict[str, pd.DataFrame], where: Path | str) -> Tables:
 
     Raises:
         DataError: missing columns, repeated keys, missing texts, unknown labels, kinds, intents or splits,
-            dangling references, a query in two splits, prices that are no numbers.
+            dangling references, a query in two splits, prices and clicks that are no numbers, attributes that
+            are no JSON, pictures that are none.
     """
     if problems := table_problems(tables):
         raise DataError(f"{where}: {listed(problems)}")
@@ -114,7 +119,31 @@ def _content_problems(tables: Tables) -> list[str]:
         problems.append(
             f"pairs: {len(moved)} rows stand in another split than their query, first {moved.iloc[0]!r}"
         )
-    bad = tables["items"].loc[~(pd.to_numeric(tables["items"].price, errors="coerce") >= 0), "item_id"]
-    if len(bad):
-        problems.append(f"items: {len(bad)} prices are no number of at least 0, first item {bad.iloc[0]!r}")
+    items, clicks = tables["items"], tables["clicks"]
+    price = pd.to_numeric(items["price"], errors="coerce")
+    good = {"prices are no number of at least 0": price.between(0, math.inf, inclusive="left")}
+    for column, kind, word in (("cpv", dict, "object"), ("skus", list, "list")):
+        good[f"{column} are no JSON {word}"] = items[column].map(functools.partial(_is_json, kind=kind))
+    good["pictures are no bytes of a PNG or JPEG"] = items["picture"].map(_may_be_picture)
+    for said, fine in good.items():
+        if not fine.all():
+            first = items.loc[~fine.astype(bool), "item_id"].iloc[0]
+            problems.append(f"items: {(~fine.astype(bool)).sum()} {said}, first item {first!r}")
+    counted = pd.to_numeric(clicks["clicks"], errors="coerce")
+    of_query = clicks.loc[~((counted >= 0) & (counted % 1 == 0)), "query_id"]
+    if len(of_query):
+        said = f"{len(of_query)} rows have no whole number of clicks, first of query {of_query.iloc[0]!r}"
+        problems.append(f"clicks: {said}")
     return problems
+
+
+def _is_json(text: object, kind: type) -> bool:
+    try:
+        return isinstance(json.loads(text), kind)  # type: ignore[arg-type]
+    except (ValueError, TypeError, RecursionError):
+        return False
+
+
+def _may_be_picture(value: object) -> bool:
+    """Whether these are no bytes, or begin as a picture does; ``lore validate`` reads all of them."""
+    return isinstance(value, bytes) and (not value or value.startswith(PICTURE_STARTS))

@@ -172,7 +172,7 @@ def strata_bars(counts: pd.DataFrame, title: str) -> Figure:
 
 
 def subset_bars(table: pd.DataFrame, title: str, metric: str) -> Figure:
-    """One metric by subset and system, with intervals.
+    """One metric by subset and system, with intervals; a table without rows gives a figure that says so.
 
     Args:
         table: subset, system, value, low, high.
@@ -180,6 +180,10 @@ def subset_bars(table: pd.DataFrame, title: str, metric: str) -> Figure:
         metric: its name, for the axis.
     """
     figure, axes = _canvas(title)
+    if table.empty:
+        axes.text(0.5, 0.5, "nothing to compare in these data", ha="center", transform=axes.transAxes)
+        axes.set_axis_off()
+        return figure
     subsets, systems = list(dict.fromkeys(table["subset"])), list(dict.fromkeys(table["system"]))
     width = 0.8 / len(systems)
     for index, system in enumerate(systems):
@@ -463,7 +467,7 @@ def gains_figure(table: pd.DataFrame, title: str) -> Figure:
 
 
 def reliability_figure(curves: Mapping[str, pd.DataFrame], title: str) -> Figure:
-    """How often a judge is right among answers of like confidence; on the diagonal it is as right as it is sure.
+    """How often a judge is right among answers of like confidence: on the diagonal, as right as it is sure.
 
     The size of a marker follows the number of answers in its bin.
 
@@ -475,13 +479,14 @@ def reliability_figure(curves: Mapping[str, pd.DataFrame], title: str) -> Figure
     axes.plot([0, 1], [0, 1], color=GREY, linestyle="dashed", label="as right as sure")
     most = max(curve["pairs"].max() for curve in curves.values())
     for index, (name, curve) in enumerate(curves.items()):
-        look = {"color": PALETTE[index % len(PALETTE)], "marker": MARKERS[index % len(MARKERS)]}
-        axes.plot(
-            curve["confidence"], curve["accuracy"], linestyle=_dash(index), markersize=4, label=name, **look
+        colour, mark, size = (
+            PALETTE[index % len(PALETTE)],
+            MARKERS[index % len(MARKERS)],
+            curve["pairs"] / most,
         )
-        axes.scatter(
-            curve["confidence"], curve["accuracy"], s=20 + 180 * curve["pairs"] / most, alpha=0.4, **look
-        )
+        at = curve["confidence"], curve["accuracy"]
+        axes.plot(*at, color=colour, marker=mark, linestyle=_dash(index), markersize=4, label=name)
+        axes.scatter(*at, color=colour, marker=mark, s=20 + 180 * size, alpha=0.4)
     axes.set_xlabel("mean probability of the label given")
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set_xlim(0, 1.02)

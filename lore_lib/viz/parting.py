@@ -64,7 +64,7 @@ def _common(one: Sequence[str], other: Sequence[str]) -> int:
 
 
 def completions_card(samples: pd.DataFrame, prompts: pd.DataFrame, pair_id: str, system: str) -> str:
-    """All completions of one system for one pair as HTML with every value escaped.
+    """All completions of one system for one pair as HTML with every value escaped; equal ones stand once.
 
     Args:
         samples: columns system, pair_id, completion, label, parse_kind, tokens.
@@ -82,14 +82,17 @@ def completions_card(samples: pd.DataFrame, prompts: pd.DataFrame, pair_id: str,
     if rows.empty or asked.empty:
         known = samples.pair_id[samples.system == system].drop_duplicates().head(1000)
         raise DataError(f"no completions of {system!r} for pair {pair_id!r}; {nearest(pair_id, known)}")
-    one = asked.iloc[0]
+    one, times = asked.iloc[0], rows.completion.value_counts()
+    unlike = rows.drop_duplicates("completion")
     return _TEMPLATE.render(
         pair_id=pair_id,
         system=system,
         prompt=one.prompt,
         gold=one.label,
         right=int((rows.label == one.label).sum()),
-        rows=list(zip(rows.itertuples(), part(rows.completion.tolist()), strict=True)),
+        drawn=len(rows),
+        rows=list(zip(unlike.itertuples(), part(unlike.completion.tolist()), strict=True)),
+        times=times,
         colours=COLOURS,
     )
 

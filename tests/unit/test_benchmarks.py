@@ -72,6 +72,18 @@ def test_both_ways_of_captioning_name_the_same_colours(
     assert len(by_hand) > 8
 
 
+def test_all_ways_of_simulating_serve_the_same(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    bench: Any = importlib.import_module("bench_serving")
+    monkeypatch.setattr(bench, "QUERIES", 500)
+    rows = bench.prepare_simulation("pandas, per request", 5000)()
+    sums = bench.prepare_simulation("no queue", 5000)()
+    for stratum, level in rows.index:
+        assert sums.latency_quantile(level, stratum) == pytest.approx(rows[stratum, level], rel=0.03)
+    jobs = [bench.prepare_queue(way, 500)() for way in bench.QUEUES]
+    assert jobs[0].finish_s == pytest.approx(jobs[1].finish_s)
+
+
 def test_both_ways_of_updating_have_the_same_loss(
     root: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,3 +94,20 @@ def test_both_ways_of_updating_have_the_same_loss(
     plain, lean = (bench.update(bench.trainer_of(way, str(tiny_model)), rollout) for way in bench.WAYS)
     assert abs(plain) > 1e-3
     assert lean == pytest.approx(plain, rel=1e-4)
+
+
+def test_all_ways_of_tuning_and_of_sampling_do_the_same_work(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    bench: Any = importlib.import_module("bench_train")
+    rows = bench.write_rows(tmp_path / "rows.parquet", 6)
+    trained = [bench.prepare_tuning(rows, {}, way, 6)() for way in bench.TUNING]
+    assert [run.global_step for run in trained] == [1, 1, 1]
+    first, *others = (run.training_loss for run in trained)
+    assert others == pytest.approx([first] * 2, rel=1e-4)
+    loop, drawn = (
+        bench.prepare_sampling(root / "data/models/lore-nano", rows, way, 2)()
+        for way in (bench.LOOP, bench.ENGINE)
+    )
+    assert [len(each) for each in loop] == [len(each) for each in drawn] == [8, 8]

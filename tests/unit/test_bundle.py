@@ -20,9 +20,10 @@ import yaml
 
 from lore_lib.artifacts import FileEntry, Manifest, file_sha256, write_parquet
 from lore_lib.config import SECTIONS, load_config
-from lore_lib.errors import ArtifactError, ConfigError
+from lore_lib.errors import ArtifactError, ConfigError, EngineError
 from lore_lib.serving.bundle import build_service, llm_of, open_bundle, prompts_of, write_bundle
 from lore_lib.serving.export import export_student
+from lore_lib.serving.local_llm import LocalLlm
 from lore_lib.serving.student import train_student
 from lore_lib.vertical.schema import LABELS
 
@@ -114,6 +115,13 @@ def test_the_runs_own_llm_writes_labels_or_nothing(served: Path) -> None:
     said = judge(["query: red dress\ntitle: dress"] * 2)
     assert len(said) == 2
     assert set(said) <= {"", *LABELS}
+    assert isinstance(judge, LocalLlm)
+    for process in judge._pool._processes.values():
+        process.kill()
+    with pytest.raises(EngineError, match="died"):
+        judge(["query: red dress"])
+    assert len(judge(["query: red dress"])) == 1, "another process has taken over"
+    judge.close()
     assert llm_of(open_bundle(RUN, {"service.llm": "none"})) is None
 
 

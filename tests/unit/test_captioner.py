@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lore_lib.errors import DataError
-from lore_lib.features.build import caption_items
+from lore_lib.features.build import caption_accuracy, caption_items
 from lore_lib.features.captioner import LONGEST, PixelCaptioner
 from lore_lib.vertical.definition import Vertical, load_vertical, vertical_names
 from lore_lib.vertical.kinds import PATTERNS
@@ -197,3 +197,19 @@ def test_a_picture_that_would_unpack_to_gigabytes_is_refused() -> None:
 def test_items_without_a_picture_are_passed_over() -> None:
     items = pd.DataFrame({"item_id": ["a", "b"], "picture": [PLAIN, b""]})
     assert caption_items(items, CAPTIONER).to_dict() == {"a": "navy, plain", "b": None}
+
+
+def test_captions_and_sellers_are_scored_against_the_truth(vertical: Vertical) -> None:
+    truths = [{"color": "navy", "style_detail": "plain"}, {"color": "coral", "style_detail": "dotted"}]
+    items = pd.DataFrame(
+        {"truth": map(json.dumps, truths), "cpv": ['{"color": "navy"}', '{"style_detail": "dotted"}']}
+    )
+    table = caption_accuracy(items, pd.Series(["navy, striped", None]), vertical, "pixels")
+    assert [tuple(row) for row in table.to_numpy()] == [
+        ("color", "pixels", 0.5, 2),
+        ("color", "seller's text", 0.5, 2),
+        ("style_detail", "pixels", 0.0, 2),
+        ("style_detail", "seller's text", 0.5, 2),
+    ]
+    unpictured = vertical.model_copy(update={"dimensions": {}})
+    assert caption_accuracy(items, pd.Series([None, None]), unpictured, "pixels").empty

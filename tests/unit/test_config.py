@@ -138,3 +138,17 @@ def test_the_hash_sees_what_decides_a_result_and_nothing_else() -> None:
         load_config(), ("world",)
     )
     assert "runtime" in SECTIONS
+
+
+def test_engines_that_take_a_whole_gpu_do_not_start_side_by_side() -> None:
+    told = r"runtime\.workers=3 would start as many engines; use runtime\.workers=1"
+    with pytest.raises(ConfigError, match=told):
+        load_config("demo", overrides={"sampling.engine": "vllm"})
+    both = {"sampling.engine": "vllm", "runtime.workers": 1}
+    assert load_config("demo", overrides=both).sampling.engine == "vllm"
+    assert load_config("demo", overrides={"sampling.engine": "openai"}).runtime.workers == 3
+
+
+def test_fewer_tries_than_k_for_the_pool_are_refused() -> None:
+    with pytest.raises(ConfigError, match="k=8 is more than pool_n=4; use pool_n=8 or more"):
+        load_config("demo", overrides={"sampling.pool_n": 4})

@@ -91,6 +91,7 @@ ANSWERED = pd.DataFrame(
         "fallback": [0.0, 0.0, 0.2, 0.06],
     }
 )
+RELIABILITY = pd.DataFrame({"pairs": [3, 40, 9], "confidence": [0.3, 0.6, 0.9], "accuracy": [0.2, 0.7, 0.8]})
 GAINS = pd.DataFrame(
     [
         {"part": part, "metric": metric, **interval(gain)}
@@ -137,6 +138,7 @@ DRAWN: dict[str, Callable[[], Figure]] = {
     "tradeoff_figure": lambda: figures.tradeoff_figure(POLICIES, TITLE, "macro-F1", 1000),
     "sensitivity_figure": lambda: figures.sensitivity_figure(KNOBS, TITLE),
     "serving_card": lambda: figures.serving_card(ANSWERED, np.geomspace(0.01, 3000, 101), TITLE, 1000),
+    "reliability_figure": lambda: figures.reliability_figure({"student": RELIABILITY}, TITLE),
     "gains_figure": lambda: figures.gains_figure(GAINS, TITLE),
     "frequency_figure": lambda: figures.frequency_figure(PAST, SPANS, TITLE),
     "label_counts": lambda: figures.label_counts(LABELS, TITLE),
@@ -263,3 +265,9 @@ def test_palette_stays_apart_for_deuteranopes() -> None:
     seen = np.array([see @ to_rgb(colour) for colour in figures.PALETTE])
     gaps = np.linalg.norm(seen[:, None] - seen[None], axis=-1)[np.triu_indices(len(seen), 1)]
     assert gaps.min() > 0.15
+
+
+def test_bars_of_no_rows_say_so() -> None:
+    empty = pd.DataFrame(columns=["subset", "system", "value", "low", "high"])
+    figure = figures.subset_bars(empty, "Slang", "share")
+    assert [text.get_text() for text in figure.axes[0].texts] == ["nothing to compare in these data"]

@@ -37,7 +37,7 @@ from safetensors.torch import load_file
 from trl import GRPOConfig, GRPOTrainer
 
 from lore_lib.artifacts import read_jsonl, write_parquet
-from lore_lib.config import Curriculum, Policy, load_config
+from lore_lib.config import Curriculum, Policy, RuntimeConfig, load_config
 from lore_lib.errors import ConfigError, DataError, EngineError
 from lore_lib.sampling.engine import load_model, load_tokenizer
 from lore_lib.training.grpo import (
@@ -61,6 +61,7 @@ from lore_lib.training.grpo import (
     variant_rows,
     variants,
 )
+from lore_lib.training.launch import train_all
 from lore_lib.training.rewards import Grading, reward, reward_functions
 from lore_lib.training.sft import FINISHED
 
@@ -181,6 +182,9 @@ def test_the_installed_trl_takes_our_settings(job: GrpoJob) -> None:
     assert (config.temperature, config.top_k, config.top_p) == (1.0, 0, 1.0)
     assert config.shuffle_dataset is False, "the pool's order is the curriculum"
     assert config.report_to == []
+    cpu = grpo_config(replace(job, device="cpu"))
+    assert (cpu.use_cpu, cpu.bf16, cpu.activation_checkpointing) == (True, False, False)
+    assert not cpu.auto_find_batch_size
 
 
 def test_the_trainer_clips_with_our_bounds_and_keeps_the_order(
@@ -593,3 +597,15 @@ def test_variants_are_compared_from_the_first_look_over_seeds() -> None:
     recipe = table.loc["recipe"]
     assert recipe.tolist() == pytest.approx([2, 0.5, 0.3, 0.15, 0.1, 0.2, -0.1, -2.0])
     assert table.loc["other", "last"] == 0
+
+
+@pytest.mark.slow
+def test_two_processes_share_every_rollout(job: GrpoJob, tmp_path: Path) -> None:
+    """Each draws and trains on its own share of the prompts, so the numbers are others than those of one."""
+    both = replace(job, rollouts=2, device="cpu", window_share=1.0)
+    assert train_all([both], RuntimeConfig(processes=2, accelerate="cpu")) == [job.out / BEST]
+    history, probes = run_rows(job.out)
+    assert history.step.tolist() == [1, 2, 3, 4]
+    assert np.isfinite(history.grad_norm).all()
+    assert history.refill_share.dropna().tolist() == [2.0, 2.0], "a random model: every group is flat"
+    assert probes.rollout.tolist() == [0, 1, 2]

@@ -81,12 +81,12 @@ def test_what_a_model_or_a_seller_writes_is_text_and_nothing_else(attack: str) -
     assert page.text.count(attack) == 2 + 2
 
 
-def test_the_card_says_what_is_right_and_why_one_did_not_parse() -> None:
-    page = Page(
-        completions_card(samples(("a", "L2"), ("b", "L2"), ("c", "")), prompts(("p1", "L2")), "p1", "direct")
-    )
-    assert "gold L2, 2 of 3 right" in page.text
-    assert page.text.count(" right\n") + page.text.count(" right3") >= 2
+def test_the_card_says_what_is_right_how_often_and_why_one_did_not_parse() -> None:
+    drawn = samples(("a", "L2"), ("b", "L2"), ("c", ""), ("b", "L2"))
+    page = Page(completions_card(drawn, prompts(("p1", "L2")), "p1", "direct"))
+    assert "gold L2, 3 of 4 right" in page.text
+    assert [page.text.count(f"{times} ×") for times in (1, 2)] == [2, 1]
+    assert page.text.count(" right") == 1 + 2
     assert "no_label" in page.text
 
 

@@ -16,7 +16,7 @@ from lore_lib.errors import DataError
 from lore_lib.features.packing import Packer
 from lore_lib.features.template import load_template
 from lore_lib.serving.catalogue import Catalogue
-from lore_lib.serving.router import route
+from lore_lib.serving.router import ROUTES, route
 from lore_lib.serving.service import (
     FAILURES,
     REASONS,
@@ -30,6 +30,7 @@ from lore_lib.serving.service import (
     UnknownItem,
 )
 from lore_lib.serving.stores import Score, SqliteStore, StoreDown
+from lore_lib.serving.strata import HEAD, STRATA, TAIL, TORSO, stratify
 
 NOW = 1_700_000_000.0
 PAST = {"head dress": 80.0, "torso rug": 15.0, "tail shelf": 1.0}
@@ -137,9 +138,13 @@ def test_it_routes_as_the_simulator_does(make: Callable[..., Service], llm: Any)
         await service.fill(scores())
         return [(await service.answer(*pair)).served_by for pair in asked]
 
-    strata, cached = np.array(["head", "head", "torso", "tail"]), np.array([True, False, False, False])
-    expected = route("stratified" if llm else "cache + student", strata, cached)
-    assert run(work()) == expected.tolist()
+    strata, cached, none = (
+        np.array([HEAD, HEAD, TORSO, TAIL]),
+        np.array([True, False, False, False]),
+        np.zeros(4),
+    )
+    expected = route("stratified" if llm else "cache + student", strata, cached, none > 0, none, 0.0)
+    assert run(work()) == [ROUTES[code] for code in expected]
 
 
 def test_a_changed_item_is_never_served_its_old_score(make: Callable[..., Service]) -> None:
@@ -342,13 +347,10 @@ def test_what_is_never_asked_again_is_forgotten() -> None:
 
 
 def test_strata_agree_with_those_of_a_past_log() -> None:
-    from lore_lib.serving.strata import frequency_strata
-
     counts = pd.Series([50, 20, 9, 5, 3, 2, 1.0], index=list("abcdefg"))
     counter = QueryCounter(counts.to_dict(), 0.2, 0.3, 1000)
-    assert {query: counter.stratum(query) for query in counts.index} == frequency_strata(
-        counts, 0.2, 0.3
-    ).to_dict()
+    codes = stratify(counts.to_numpy(), 0.2, 0.3)
+    assert [counter.stratum(query) for query in counts.index] == [STRATA[code] for code in codes]
 
 
 @pytest.mark.parametrize(("past", "window"), [({}, 10), ({"a": 1.0}, 0)])

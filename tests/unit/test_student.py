@@ -7,10 +7,11 @@ import pandas as pd
 import pytest
 import torch
 from tokenizers import ByteLevelBPETokenizer
-from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from lore_lib.errors import DataError, EngineError
-from lore_lib.serving.student import load_student, measure_ms, train_student, vote_shares
+from lore_lib.sampling.engine import chat_text
+from lore_lib.serving.student import frame_of, load_student, measure_ms, train_student, vote_shares
 from lore_lib.vertical.schema import LABELS
 
 WORDS = "query item red blue green dress rug"
@@ -132,3 +133,23 @@ def test_targets_must_be_distributions(base: str, tmp_path: Path) -> None:
     for bad in (examples(4).iloc[:0], examples(4).assign(L1=5.0)):
         with pytest.raises(DataError, match="sum to 1"):
             train_student(base, bad, tmp_path, epochs=1, seed=0)
+
+
+def test_a_chat_model_is_asked_where_it_would_write_its_label(tiny_model: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    frame = frame_of(tokenizer)
+    framed = tokenizer.decode(frame.around(tokenizer("query: red dress")["input_ids"], 256))
+    assert framed == chat_text(tokenizer, "query: red dress") + "[L"
+
+
+def test_a_long_prompt_loses_its_own_end_and_never_the_frame(tiny_model: Path) -> None:
+    frame = frame_of(AutoTokenizer.from_pretrained(tiny_model))
+    cut = frame.around(list(range(1000)), 64)
+    assert len(cut) == 64
+    assert cut[: len(frame.before)] == frame.before
+    assert cut[-len(frame.behind) :] == frame.behind
+    assert frame.around([], 1) == [*frame.before, *frame.behind]
+
+
+def test_a_model_without_template_has_its_special_tokens_around(base: str) -> None:
+    assert frame_of(AutoTokenizer.from_pretrained(base)) == ([], [])

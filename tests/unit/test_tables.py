@@ -57,6 +57,13 @@ def test_every_fault_of_content_is_listed_in_one_error(world_tables: Tables) -> 
     items.loc[0, "price"] = "cheap"
     items.loc[1, "price"] = -1.0
     items.loc[2, "title"] = None
+    items.loc[3, "price"] = float("inf")
+    items.loc[4, "price"] = float("nan")
+    items.loc[[5, 6], "cpv"] = ["{color: navy}", "[]"]
+    items.loc[[7, 8, 9], "skus"] = ["{}", "", "[" * 100_000]
+    items.loc[[10, 11], "picture"] = [b"GIF89a", "path.png"]
+    broken["clicks"]["clicks"] = broken["clicks"].clicks.astype(object)
+    broken["clicks"].loc[[0, 1, 2], "clicks"] = [-1, 0.5, "many"]
     said = problems_of(broken)
     for part in (
         "pairs: 1 repeated pair_id",
@@ -67,7 +74,11 @@ def test_every_fault_of_content_is_listed_in_one_error(world_tables: Tables) -> 
         "pairs: 1 rows name a query_id that queries does not have, first 'train-p00000-3'",
         "pairs: 1 rows name a item_id that items does not have, first 'train-p00001-0'",
         "in another split than their query",
-        "items: 2 prices are no number of at least 0, first item 'train-i00000-0'",
+        "items: 4 prices are no number of at least 0, first item 'train-i00000-0'",
+        "items: 2 cpv are no JSON object, first item 'train-i00000-5'",
+        "items: 3 skus are no JSON list, first item 'train-i00001-1'",
+        "items: 2 pictures are no bytes of a PNG or JPEG, first item 'train-i00001-4'",
+        "clicks: 3 rows have no whole number of clicks, first of query 'train-q00000'",
         "items: 1 rows have no text in 'title', first 'train-i00000-2'",
     ):
         assert part in said

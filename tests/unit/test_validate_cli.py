@@ -106,6 +106,14 @@ def test_tables_beside_the_file_are_checked_and_rows_named_by_number(
     assert shown[2:] == ["data/verticals/apparel_home/vertical.yaml: 2 problems"]
 
 
+def test_a_picture_that_breaks_off_is_named_with_its_row(folder: Path, world_tables: Tables) -> None:
+    items = world_tables["items"].copy()
+    items.loc[[4, 9], "picture"] = [items.picture[4][:60], items.picture[9][:-9]]
+    write_tables(world_tables | {"items": items}, folder)
+    (problem,) = validate(folder / "vertical.yaml").problems
+    assert "items.parquet:5: items: row 5: 2 x picture cannot be read as PNG or JPEG" in str(problem)
+
+
 def test_damaged_missing_and_foreign_tables_are_all_named(folder: Path, world_tables: Tables) -> None:
     (folder / "items.parquet").write_bytes(b"PAR1 cut off")
     write_tables({"queries": pd.DataFrame({"query_id": ["a"], "query": [["red", "dress"]]})}, folder)

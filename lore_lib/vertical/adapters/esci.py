@@ -39,6 +39,7 @@ LABELS: dict[str, str] = {"E": "L4", "S": "L3", "C": "L2", "I": "L1"}
 
 LOCALES = ("us", "es", "jp")
 
+NUMBERS = ("example_id", "query_id", "small_version")
 EXAMPLE_COLUMNS = (
     "example_id", "query", "query_id", "product_id", "product_locale", "esci_label", "small_version", "split",
 )  # fmt: skip
@@ -114,6 +115,9 @@ def read(
         drawn = forms.iloc[forms.map(_draw).argsort().iloc[:max_queries]]
         examples = examples[examples["form"].isin(drawn)]
     items = _products(folder / PRODUCTS, examples, title_words, point_words, problems, report)
+    if items.empty and not problems:
+        said = f"holds none of the {examples['item_id'].nunique()} products that are judged"
+        problems.add_file(PRODUCTS, f"{said}; take both files from one release")
     problems.raise_any()
     examples = _first(examples, ["query_id", "item_id"], "repeated judgement, left out", report)
     known = examples["item_id"].isin(items["item_id"])
@@ -128,10 +132,10 @@ def read(
 def _examples(path: Path, locales: Collection[str], small: bool, problems: Problems) -> pd.DataFrame:
     """The judgements of some locales: pair_id, query_id, query, form, item_id, label, split."""
     kept = []
-    for batch in parquet_batches(path, EXAMPLE_COLUMNS, problems, BATCH_ROWS):
-        wanted = pc.is_in(batch["product_locale"], pa.array(list(locales)))
+    for batch in parquet_batches(path, EXAMPLE_COLUMNS, problems, BATCH_ROWS, whole=NUMBERS):
+        wanted = pc.is_in(batch["product_locale"].cast(pa.string()), pa.array(list(locales)))
         if small:
-            wanted = pc.and_(wanted, pc.equal(batch["small_version"], 1))
+            wanted = pc.and_(wanted, pc.equal(batch["small_version"].cast(pa.int64()), 1))
         if len(rows := batch.filter(wanted)):
             kept.append(rows.to_pandas())
     if not kept:
@@ -180,10 +184,10 @@ def _products(
     report: ReadReport,
 ) -> pd.DataFrame:
     wanted = set(examples["item_id"])
-    ids = pa.array(sorted({item_id.partition(":")[2] for item_id in wanted}))
+    ids = pa.array(sorted({item_id.partition(":")[2] for item_id in wanted}), pa.string())
     items: dict[str, tuple[str, str, str]] = {}
-    for batch in parquet_batches(path, PRODUCT_COLUMNS, problems, BATCH_ROWS):
-        for row in batch.filter(pc.is_in(batch["product_id"], ids)).to_pylist():
+    for batch in parquet_batches(path, PRODUCT_COLUMNS, problems, BATCH_ROWS, whole=()):
+        for row in batch.filter(pc.is_in(batch["product_id"].cast(pa.string()), ids)).to_pylist():
             item_id = f"{row['product_locale']}:{row['product_id']}"
             if item_id not in wanted:
                 continue

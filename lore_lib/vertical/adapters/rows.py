@@ -284,6 +284,21 @@ class _File(NamedTuple):
             )
         return bool(lost)
 
+    def mistypes(self, schema: pa.Schema, whole: Collection[str]) -> bool:
+        """Whether a wanted column is not of whole numbers, for those in `whole`, or not of text.
+
+        Each is added to the problems.
+        """
+        wrong = False
+        for column in self.columns:
+            kind, number = schema.field(column).type, column in whole
+            fits = (pa.types.is_integer,) if number else (pa.types.is_string, pa.types.is_large_string)
+            if not any(is_one(kind) for is_one in (*fits, pa.types.is_null)):
+                text = f"is of type {kind}; write it as {'whole numbers' if number else 'text'}"
+                self.problems.add_column(self.name, column, text)
+                wrong = True
+        return wrong
+
     def open_text(self) -> IO[str] | None:
         """The file as text, or None where its first bytes say that it is none of the encodings read here."""
         opener = gzip.open if self.path.suffix.lower() == ".gz" else open
@@ -399,20 +414,32 @@ _READERS: dict[str, Callable[[_File], _Numbered]] = {
 
 
 def parquet_batches(
-    path: Path, columns: Collection[str], problems: Problems, batch_rows: int
+    path: Path,
+    columns: Collection[str],
+    problems: Problems,
+    batch_rows: int,
+    whole: Collection[str] | None = None,
 ) -> Iterator[Any]:
     """Record batches of the named columns.
 
-    A missing file or column and damage are added to `problems` and end the stream.
+    A missing file or column, a column of a wrong type and damage are added to `problems` and end the stream.
     Column chunks are read through small buffers, not whole, so that memory stays flat even in a file of one
     huge row group.
+
+    Args:
+        path: the file.
+        columns: those to read.
+        problems: takes what is wrong.
+        batch_rows: rows of a batch.
+        whole: columns of whole numbers, all others being text; None takes any type.
     """
     if _absent(path, problems):
         return
     number = 0
     try:
         with pq.ParquetFile(path, buffer_size=2**20, pre_buffer=False) as parquet:
-            if _File(path, columns, problems, "", batch_rows).lacks(parquet.schema_arrow.names):
+            file, schema = _File(path, columns, problems, "", batch_rows), parquet.schema_arrow
+            if file.lacks(schema.names) or (whole is not None and file.mistypes(schema, whole)):
                 return
             for batch in parquet.iter_batches(batch_rows, columns=list(columns), use_threads=False):
                 yield batch

@@ -1,0 +1,105 @@
+"""A real vLLM server as a teacher: a model too small to answer gives counted failures, and no crash."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pandas as pd
+import pytest
+
+from lore_lib.cot.chat import Draw, Request
+from lore_lib.cot.endpoint import OpenAIChat
+from lore_lib.cot.replies import ReplyCache
+from lore_lib.cot.staged import StagedTeacher
+from lore_lib.cot.synthesis import REASONS, Synthesis, in_shards, pair_rows, read_traces, synthesise_to
+from lore_lib.endpoint import CALL_FAILURES, Limits
+from lore_lib.vertical.definition import Vertical
+
+MODEL = Path(__file__).resolve().parents[2] / "data" / "models" / "lore-nano"
+PORT, PATIENCE = 18473, 280
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a vLLM server over lore-nano, on this machine."""
+    settings = {
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(MODEL)]
+    command += ["--served-model-name", "nano", "--dtype", "float32", "--enforce-eager", "--port", str(PORT)]
+    command += ["--host", "127.0.0.1", "--max-num-seqs", "16"]
+    command += [
+        "--hf-overrides",
+        '{"max_position_embeddings": 8192}',
+    ]  # the teacher's prompt is longer than nano's
+    log = (tmp_path_factory.mktemp("vllm") / "server.log").open("w")
+    server = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | settings)
+    try:
+        until = time.monotonic() + PATIENCE
+        while not _up(f"http://127.0.0.1:{PORT}/health"):
+            assert server.poll() is None, Path(log.name).read_text()[-2000:]
+            assert time.monotonic() < until, Path(log.name).read_text()[-2000:]
+            time.sleep(1)
+        yield f"http://127.0.0.1:{PORT}/v1"
+    finally:
+        server.terminate()
+        server.wait(30)
+        log.close()
+
+
+def _up(address: str) -> bool:
+    try:
+        return httpx.get(address, timeout=5).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def chat(url: str, tokens: int) -> OpenAIChat:
+    return OpenAIChat(
+        "nano", url, Draw(0.0, tokens, 17), Limits(concurrency=8, timeout_seconds=120, attempts=2)
+    )
+
+
+def test_replies_come_with_their_tokens_and_are_the_same_again(url: str) -> None:
+    request = Request(
+        ({"role": "user", "content": "query: navy dress\ntitle: navy dress"},), {"type": "object"}
+    )
+    first, second = chat(url, 24).complete([request, request])
+    assert first == second
+    assert first.prompt_tokens > 5
+    assert 0 < first.completion_tokens <= 24
+
+
+def test_a_model_that_cannot_answer_is_counted_and_never_taught(
+    url: str,
+    vertical: Vertical,
+    world_tables: dict[str, pd.DataFrame],
+    prompts: pd.DataFrame,
+    captions: "pd.Series[Any]",
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
+) -> None:
+    rows = pair_rows(world_tables, prompts[prompts.split == "train"], captions).head(8)
+    teacher = StagedTeacher(chat(url, 48), vertical, (), cache=ReplyCache(tmp_path / "replies.sqlite"))
+    began = time.monotonic()
+    synthesise_to(tmp_path / "out", in_shards(rows, 4), Synthesis("naive", teacher, "drop"))
+    seconds = time.monotonic() - began
+    traces = read_traces(tmp_path / "out")
+    assert len(traces) == len(rows)
+    assert not set(traces.reason) & set(CALL_FAILURES)  # the server answered every time
+    assert set(traces.reason) <= set(REASONS)
+    assert not traces.kept.any()
+    usage = teacher.spent["naive"]
+    assert (usage.calls, usage.failed) == (8, 8)
+    assert usage.completion_tokens > 0
+    counts = traces.reason.value_counts().to_dict()
+    record_property("measured", {"seconds": seconds, "reasons": counts})
