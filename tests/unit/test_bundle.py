@@ -40,7 +40,8 @@ def finish(folder: Path, config: Any) -> None:
     }
     Manifest(
         stage=folder.name, profile=config.profile, vertical=config.vertical, run=config.run, seed=config.seed,
-        config={name: config.section(name) for name in SECTIONS if name != "service"}, config_hash="", inputs={},
+        config={name: config.section(name) for name in SECTIONS if name != "service"},
+        config_hash="", inputs={},
         files=files, engines={}, versions={}, counts={}, metrics=[], seconds=0, peak_memory_mib=0, key="",
     ).write(folder)  # fmt: skip
 
