@@ -110,8 +110,8 @@ def test_everything_the_library_imports_is_required(root: Path, project: dict[st
     required = {canonicalize_name(item.name) for item in requirements(project, *extras)}
     owners = importlib.metadata.packages_distributions()
     undeclared = {
-        module: names
+        module: owners.get(module, [module])
         for module in imported(root)
-        if not {canonicalize_name(name) for name in (names := owners.get(module, [module]))} & required
+        if not {canonicalize_name(name) for name in owners.get(module, [module])} & required
     }
     assert not undeclared, f"add to pyproject.toml: {undeclared}"

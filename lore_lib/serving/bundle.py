@@ -216,7 +216,7 @@ def prompts_of(config: Config) -> Prompts:
 
 
 def llm_of(bundle: Bundle) -> Labels | None:
-    """The LLM that `service.llm` names: the run's own in a process of its own, one behind an endpoint, or none."""
+    """The LLM that `service.llm` names: the run's own in its own process, an endpoint, or none."""
     config = bundle.config
     if config.service.llm == "none":
         return None
