@@ -27,6 +27,9 @@ commands = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+RUNS, DATA, MODELS = "Runs", "Data", "Models"  # headings of `lore --help`
+BENCHMARK, SERVING = "Benchmark", "Serving"
+
 Profile = Annotated[str, typer.Option(help="smoke, demo, small or paper.")]
 Vertical = Annotated[str, typer.Option(help="Folder name under data/verticals.")]
 Run = Annotated[str, typer.Option(help="Folder name under outputs; the profile's name by default.")]
@@ -36,7 +39,7 @@ Settings = Annotated[
 ]
 
 
-@commands.command("run")
+@commands.command("run", rich_help_panel=RUNS)
 def run_command(
     profile: Profile = "demo",
     vertical: Vertical = "apparel_home",
@@ -74,7 +77,7 @@ def run_command(
     console.print(f"report: {write_html(config.run)}", markup=False, soft_wrap=True)
 
 
-@commands.command("report")
+@commands.command("report", rich_help_panel=RUNS)
 def report_command(
     run: Run = "demo",
     json: Annotated[bool, typer.Option("--json", help="Print the results as JSON instead.")] = False,
@@ -90,7 +93,7 @@ def report_command(
     console.print(f"report: {write_html(run)}", markup=False, soft_wrap=True)
 
 
-@commands.command("diagnose")
+@commands.command("diagnose", rich_help_panel=RUNS)
 def diagnose_command(
     run: Annotated[str, typer.Argument(help="Folder name under outputs.")] = "demo",
 ) -> None:
@@ -109,7 +112,7 @@ def diagnose_command(
         typer.echo(f"nothing to judge yet; run: lore run --run {run} --to 05_grpo")
 
 
-@commands.command("doctor")
+@commands.command("doctor", rich_help_panel=RUNS)
 def doctor_command(profile: Profile = "demo", settings: Settings = None) -> None:
     """Check Python, packages, kernel, device, memory and disk; every failure comes with its fix."""
     from lore_lib.config import load_config
@@ -126,7 +129,7 @@ def doctor_command(profile: Profile = "demo", settings: Settings = None) -> None
         raise typer.Exit(1)
 
 
-@commands.command("pretrain-nano")
+@commands.command("pretrain-nano", rich_help_panel=MODELS)
 def pretrain_nano_command(
     out: Annotated[
         Path, typer.Option(help="Folder of the model; an interrupted pretraining resumes.")
@@ -149,7 +152,7 @@ def pretrain_nano_command(
     typer.echo(pretrain([load_vertical(name) for name in verticals], out, documents, seed, bf16=bf16))
 
 
-@commands.command("convert-gguf")
+@commands.command("convert-gguf", rich_help_panel=MODELS)
 def convert_gguf_command(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A .gguf file of an instruction-tuned model.")],
     out: Annotated[Path, typer.Option(help="Folder of the model; it must not exist yet.")],
@@ -160,7 +163,7 @@ def convert_gguf_command(
     typer.echo(convert_gguf(file, out))
 
 
-@commands.command("generate")
+@commands.command("generate", rich_help_panel=DATA)
 def generate_command(
     items: Annotated[int, typer.Option(help="At least so many items; whole queries of 6 items are made.")],
     out: Annotated[Path, typer.Option(help="Folder for the four tables; it must hold none of them yet.")],
@@ -201,7 +204,7 @@ def generate_command(
     )
 
 
-@commands.command("synthesise")
+@commands.command("synthesise", rich_help_panel=DATA)
 def synthesise_command(
     profile: Profile = "demo",
     vertical: Vertical = "apparel_home",
@@ -244,7 +247,7 @@ def synthesise_command(
     typer.echo(f"{traces['kept'].sum():,} of {len(traces):,} chains kept, {rate:,.0f} a second; {manifest}")
 
 
-@commands.command("build-benchmark")
+@commands.command("build-benchmark", rich_help_panel=BENCHMARK)
 def build_benchmark_command(
     out: Annotated[Path, typer.Option(help="Folder for the files and their card.")] = Path(
         "data/benchmarks/rair-mini"
@@ -266,7 +269,7 @@ def build_benchmark_command(
     typer.echo(f"wrote {save_all(built, out, asdict(recipe))}")
 
 
-@commands.command("score")
+@commands.command("score", rich_help_panel=BENCHMARK)
 def score_command(
     answers: Annotated[Path, typer.Argument(help="JSON lines, CSV or Parquet: pair_id, label, benchmark.")],
     benchmark: Annotated[
@@ -294,7 +297,7 @@ def score_command(
         typer.echo(f"{subset} (n={n}): " + ", ".join(cells))
 
 
-@commands.command("evaluate-rair")
+@commands.command("evaluate-rair", rich_help_panel=BENCHMARK)
 def evaluate_rair_command(
     out: Annotated[
         Path, typer.Option(help="Folder for the answers; an interrupted evaluation goes on in it.")
@@ -336,7 +339,7 @@ LEFT_SHOWN = 50
 """Rows left out by choice that ``lore validate`` prints; notebook 01 writes all of them."""
 
 
-@commands.command("validate")
+@commands.command("validate", rich_help_panel=DATA)
 def validate_command(
     vertical: Annotated[
         str, typer.Argument(metavar="PATH|NAME", help="A vertical.yaml, its folder, or its name.")
@@ -367,7 +370,7 @@ def validate_command(
     typer.echo(f"OK {path}: " + ", ".join(f"{name} {n}" for name, n in counts(checked.value).items()))
 
 
-@commands.command("init-vertical")
+@commands.command("init-vertical", rich_help_panel=DATA)
 def init_vertical_command(
     name: Annotated[str, typer.Argument(help="Folder name of the new vertical.")],
     source: Annotated[
@@ -381,7 +384,7 @@ def init_vertical_command(
     typer.echo(f"next: edit it, run 'lore validate {name}', then 'lore run --vertical {name}'")
 
 
-@commands.command("serve")
+@commands.command("serve", rich_help_panel=SERVING)
 def serve_command(
     run: Run = "demo",
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 is every one.")] = "127.0.0.1",
@@ -401,7 +404,7 @@ def serve_command(
         typer.echo("stopped")
 
 
-@commands.command("load")
+@commands.command("load", rich_help_panel=SERVING)
 def load_command(
     trace: Annotated[Path, typer.Option(help="Parquet file: time_s (rising from 0), query, item_id.")],
     url: Annotated[str, typer.Option(help="Of a running service.")] = "http://127.0.0.1:8080",
@@ -422,7 +425,7 @@ def load_command(
         typer.echo(f"{name:15} {value:,.3f}")
 
 
-@commands.command("kernel")
+@commands.command("kernel", rich_help_panel=RUNS)
 def kernel_command() -> None:
     """Install the notebook kernel "lore" into this environment (lore run does it as well)."""
     from lore_lib.run.runner import install_kernel
