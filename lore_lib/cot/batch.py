@@ -20,7 +20,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,11 +112,10 @@ class Worker:
     def write(self, number: int) -> None:
         """Write one shard, unless it is there."""
         vertical, knowledge, model = self._parts
-        cache = ReplyCache(self._batch.folder / "replies" / f"{number:05d}.sqlite") if model else None
-        synthesis = open_synthesis(self._batch.config, self._batch.arm, vertical, knowledge, model, cache)
-        write_shard(self._batch.folder, number, self._rows.read_row_group(number).to_pandas(), synthesis)
-        if cache:
-            cache.close()
+        replies = self._batch.folder / "replies" / f"{number:05d}.sqlite"
+        with closing(ReplyCache(replies)) if model else nullcontext() as cache:
+            synthesis = open_synthesis(self._batch.config, self._batch.arm, vertical, knowledge, model, cache)
+            write_shard(self._batch.folder, number, self._rows.read_row_group(number).to_pandas(), synthesis)
 
     def synthesis(self) -> Synthesis:
         """How the batch is written."""
