@@ -45,7 +45,7 @@ from lore_lib.cot.arms import open_chat_model, open_synthesis
 from lore_lib.cot.chat import ChatModel
 from lore_lib.cot.knowledge import KnowledgeIndex
 from lore_lib.cot.replies import ReplyCache
-from lore_lib.cot.synthesis import Synthesis, finish_shards, pair_rows, write_shard
+from lore_lib.cot.synthesis import Synthesis, finish_shards, in_shards, pair_rows, write_shard
 from lore_lib.errors import ConfigError, DataError, EngineError, LoreError
 from lore_lib.vertical.definition import Vertical, load_vertical
 
@@ -53,6 +53,7 @@ ROWS, KNOWLEDGE, INPUTS = "rows.parquet", "knowledge", "inputs.json"
 SHARD_PAIRS = 2048
 """Pairs of a shard: about a second of the symbolic teacher, minutes of a large model."""
 
+_SHARDS_JOINED = 64
 _BLOCKS_PER_WORKER = 20
 _LOOP = "127.0.0.1"
 _STARTS = 3
@@ -161,13 +162,14 @@ def prepare_batch(
 def _train_rows(
     prompts: Path, tables: dict[str, pd.DataFrame], captions: pd.Series, most: int, shard_pairs: int
 ) -> Iterator[pd.DataFrame]:
+    """The rows of each shard. Many shards are joined at once, for a join reads all of the tables."""
     columns = ["pair_id", "query_id", "item_id", "prompt", "label", "split"]
     left = most
-    for part in pq.ParquetFile(prompts).iter_batches(shard_pairs, columns=columns):
+    for part in pq.ParquetFile(prompts).iter_batches(_SHARDS_JOINED * shard_pairs, columns=columns):
         frame = part.to_pandas()
         train = frame[frame["split"] == "train"].head(left)
         if len(train):
-            yield pair_rows(tables, train, captions)
+            yield from in_shards(pair_rows(tables, train, captions), shard_pairs)
         left -= len(train)
         if not left:
             return
