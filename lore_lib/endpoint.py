@@ -341,7 +341,7 @@ def _retry_after(header: str) -> float:
     except ValueError:
         try:
             when = parsedate_to_datetime(header)
-        except ValueError:
+        except (ValueError, OverflowError):  # a year that no calendar has
             return 0.0
         seconds = (when.replace(tzinfo=when.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
     return max(0.0, seconds) if not math.isnan(seconds) else 0.0

@@ -20,7 +20,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ from lore_lib.cot.arms import open_chat_model, open_synthesis
 from lore_lib.cot.chat import ChatModel
 from lore_lib.cot.knowledge import KnowledgeIndex
 from lore_lib.cot.replies import ReplyCache
-from lore_lib.cot.synthesis import Synthesis, finish_shards, pair_rows, write_shard
+from lore_lib.cot.synthesis import Synthesis, finish_shards, in_shards, pair_rows, write_shard
 from lore_lib.errors import ConfigError, DataError, EngineError, LoreError
 from lore_lib.vertical.definition import Vertical, load_vertical
 
@@ -53,6 +53,7 @@ ROWS, KNOWLEDGE, INPUTS = "rows.parquet", "knowledge", "inputs.json"
 SHARD_PAIRS = 2048
 """Pairs of a shard: about a second of the symbolic teacher, minutes of a large model."""
 
+_SHARDS_JOINED = 64
 _BLOCKS_PER_WORKER = 20
 _LOOP = "127.0.0.1"
 _STARTS = 3
@@ -112,11 +113,10 @@ class Worker:
     def write(self, number: int) -> None:
         """Write one shard, unless it is there."""
         vertical, knowledge, model = self._parts
-        cache = ReplyCache(self._batch.folder / "replies" / f"{number:05d}.sqlite") if model else None
-        synthesis = open_synthesis(self._batch.config, self._batch.arm, vertical, knowledge, model, cache)
-        write_shard(self._batch.folder, number, self._rows.read_row_group(number).to_pandas(), synthesis)
-        if cache:
-            cache.close()
+        replies = self._batch.folder / "replies" / f"{number:05d}.sqlite"
+        with closing(ReplyCache(replies)) if model else nullcontext() as cache:
+            synthesis = open_synthesis(self._batch.config, self._batch.arm, vertical, knowledge, model, cache)
+            write_shard(self._batch.folder, number, self._rows.read_row_group(number).to_pandas(), synthesis)
 
     def synthesis(self) -> Synthesis:
         """How the batch is written."""
@@ -162,13 +162,14 @@ def prepare_batch(
 def _train_rows(
     prompts: Path, tables: dict[str, pd.DataFrame], captions: pd.Series, most: int, shard_pairs: int
 ) -> Iterator[pd.DataFrame]:
+    """The rows of each shard. Many shards are joined at once, for a join reads all of the tables."""
     columns = ["pair_id", "query_id", "item_id", "prompt", "label", "split"]
     left = most
-    for part in pq.ParquetFile(prompts).iter_batches(shard_pairs, columns=columns):
+    for part in pq.ParquetFile(prompts).iter_batches(_SHARDS_JOINED * shard_pairs, columns=columns):
         frame = part.to_pandas()
         train = frame[frame["split"] == "train"].head(left)
         if len(train):
-            yield pair_rows(tables, train, captions)
+            yield from in_shards(pair_rows(tables, train, captions), shard_pairs)
         left -= len(train)
         if not left:
             return

@@ -39,7 +39,7 @@ from lore_lib.cot.endpoint import OpenAIChat
 from lore_lib.cot.replies import ReplyCache, request_key
 from lore_lib.cot.teacher import SymbolicTeacher
 from lore_lib.endpoint import CALL_FAILURES, Limits
-from lore_lib.errors import DataError
+from lore_lib.errors import DataError, EngineError
 from lore_lib.features.build import caption_items
 from lore_lib.features.captioner import SURE, PixelCaptioner
 from lore_lib.features.prompts import neutralise
@@ -225,6 +225,10 @@ def caption(tables: Mapping[str, pd.DataFrame], captioner: Captioner, vertical: 
 
     Returns:
         Values in the order of ``vertical.pictured``, joined by ", ".
+
+    Raises:
+        EngineError: more than half of the calls of a batch did not get through. Else an outage would look
+            like pictures that show nothing; what was answered is in the cache.
     """
     items = tables["items"]
     if isinstance(captioner, PixelCaptioner):
@@ -234,11 +238,23 @@ def caption(tables: Mapping[str, pd.DataFrame], captioner: Captioner, vertical: 
     seen: dict[str, list[str]] = {}
     for start in tqdm(range(0, len(questions), _ASKED_AT_ONCE), desc="questions about pictures"):
         part = questions[start : start + _ASKED_AT_ONCE]
-        for question, sight in zip(part, captioner.ask(part, pictures), strict=True):
+        sights = captioner.ask(part, pictures)
+        _refuse_outage(sights)
+        for question, sight in zip(part, sights, strict=True):
             if sight.value:
                 seen.setdefault(question.item_id, []).append(sight.value)
     told = [", ".join(seen[item_id]) if item_id in seen else None for item_id in items["item_id"]]
     return pd.Series(told, index=items["item_id"].to_numpy(), dtype=object)
+
+
+def _refuse_outage(sights: Sequence[Sight]) -> None:
+    failed = Counter(sight.silence for sight in sights if sight.silence in CALL_FAILURES)
+    if 2 * failed.total() > len(sights):
+        counts = ", ".join(f"{reason} {count}" for reason, count in failed.most_common())
+        raise EngineError(
+            f"{failed.total()} of {len(sights)} questions about pictures got no reply ({counts}). "
+            "See to the endpoint and run again: what was answered is kept"
+        )
 
 
 def guided_questions(tables: Mapping[str, pd.DataFrame], vertical: Vertical) -> list[Question]:

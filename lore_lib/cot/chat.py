@@ -285,13 +285,21 @@ class VllmChat:
         draw: how replies are drawn.
         batch: conversations given to the engine at once; those of a batch that a kill cuts are drawn anew.
         engine: further arguments of ``vllm.LLM``, such as ``tensor_parallel_size``.
+
+    Raises:
+        EngineError: vLLM is not installed.
     """
 
     name = "vllm"
 
     def __init__(self, model: str, draw: Draw, batch: int = 1024, **engine: Any) -> None:
-        from vllm import LLM
-
+        try:
+            from vllm import LLM
+        except ImportError as error:
+            raise EngineError(
+                f"cot.teacher=vllm, but it cannot be imported ({error}): pip install lore-kit[vllm], or "
+                "serve the model elsewhere and use cot.teacher=openai"
+            ) from error
         self._llm = LLM(model=model, **engine)
         self._model, self._draw, self._batch = model, draw, batch
 

@@ -102,7 +102,7 @@ class Teacher(Protocol):
 
 
 class SymbolicTeacher:
-    """Writes traces with the given stages.
+    """Writes traces with the given stages. Capitals do not matter: "Navy Dress" is a navy dress.
 
     Args:
         vertical: vocabularies and rules.
@@ -131,7 +131,12 @@ class SymbolicTeacher:
             for value in {*vertical.values(name), *vertical.dimensions[name].negatable()}
         ]
         plain = [Demand(name, value, value) for value, name in self._dimension_of.items()]
-        self._phrases = {demand.surface: demand for demand in (*denials, *plain)}
+        self._phrases = {demand.surface.casefold(): demand for demand in (*denials, *plain)}
+        self._spelled = {  # casefolded -> as the vertical writes it
+            name: {value.casefold(): value for value in (*kind.demands(), *kind.found())}
+            for name, kind in vertical.dimensions.items()
+            if not isinstance(kind, Limit)
+        }
         back = vertical.world.back if vertical.world else {}
         self._fillers = _FILLERS.union(
             *(back[name].replace("{}", " ").split() for name in back if name != "price")
@@ -182,7 +187,7 @@ class SymbolicTeacher:
                 lines.append(f"{step.dimension} {step.demanded}: {step.found} {step.word}")
                 found.append(step.found)
         for word in unknown:
-            seen = word in title.split()
+            seen = word.casefold() in title.casefold().split()
             lines.append(f"{word}: {word if seen else NOT_STATED} {WORDS[4 if seen else 3]}")
             level = min(level, 4 if seen else 3)
         completion = render(lines, f"L{level}", mismatch)
@@ -208,19 +213,19 @@ class SymbolicTeacher:
         while at < len(words):
             word, after = words[at], words[at + 1] if at + 1 < len(words) else ""
             size, phrase = self._longest_phrase(words[at:])
-            if word == "under" and after.isdecimal():
+            if word.casefold() == "under" and after.isdecimal():
                 demands.append(Demand("price", after, f"under {after}"))
                 size = 2
             elif phrase:
                 demands.append(phrase)
-            elif word not in self._fillers:
+            elif word.casefold() not in self._fillers:
                 unknown.append(word)
             at += size
         return tuple(demands), tuple(unknown)
 
     def _longest_phrase(self, words: list[str]) -> tuple[int, Demand | None]:
         for size in range(min(self._longest, len(words)), 0, -1):
-            if demand := self._phrases.get(" ".join(words[:size])):
+            if demand := self._phrases.get(" ".join(words[:size]).casefold()):
                 return size, demand
         return 1, None
 
@@ -230,8 +235,10 @@ class SymbolicTeacher:
         stated: dict[str, str] = {}
         for name, kind in self._vertical.dimensions.items():
             if name in said and name not in ("category", "price") and said[name]:
-                stated |= kind.attributes(name, said[name])
-        category = next((w for w in reversed(str(item["title"]).split()) if w in self._vertical.group_of), "")
+                value = self._spelled.get(name, {}).get(said[name].casefold(), said[name])
+                stated |= kind.attributes(name, value)
+        named = (self._spelled["category"].get(w.casefold()) for w in reversed(str(item["title"]).split()))
+        category = next(filter(None, named), "")
         stated |= {"category": category} if category else {}
         price = float(item["price"])
         return stated | ({"price": f"{price:g}"} if price > 0 else {})  # 0: not stated

@@ -60,6 +60,23 @@ def subset_of(pairs: pd.DataFrame) -> pd.Series:
     return hard.mask(pairs["kind"] == "visual", "visual")
 
 
+def arms_that_teach(traces: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """The arms of which the funnel kept a chain; the others have nothing that a student could be taught.
+
+    Raises:
+        DataError: there is none.
+    """
+    teach = {arm: frame for arm, frame in traces.items() if frame["kept"].any()}
+    if not teach:
+        reasons = pd.concat(traces.values())["reason"].value_counts()
+        told = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
+        raise DataError(
+            f"the funnel kept no chain of any arm ({told}); the words of your queries must stand in the "
+            "vocabularies of vertical.yaml, or be explained in selling_points as 'word (meaning)'"
+        )
+    return teach
+
+
 def teach_students(
     config: Config,
     traces: Mapping[str, pd.DataFrame],

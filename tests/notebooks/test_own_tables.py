@@ -1,4 +1,4 @@
-"""A team's own tables, without a world and without pictures, go through notebooks 01 and 08."""
+"""A team's own tables, without a world and without pictures, go through notebooks 01, 02 and 08."""
 
 import itertools
 import json
@@ -51,8 +51,8 @@ def shop(root: Path, tmp_path: Path, outputs: Path, monkeypatch: pytest.MonkeyPa
     return outputs / "shop"
 
 
-def test_own_tables_run_through_the_first_notebook_and_the_last(shop: Path) -> None:
-    run_stages("smoke", "shop", "shop", only=("01_features", "08_your_vertical"))
+def test_own_tables_run_through_the_notebooks_that_read_them(shop: Path) -> None:
+    run_stages("smoke", "shop", "shop", only=("01_features", "02_cot_synthesis", "08_your_vertical"))
     features = shop / "01_features"
     skipped = read_parquet(features / "skipped.parquet")
     assert set(skipped.field) == {"grade"}
@@ -68,4 +68,9 @@ def test_own_tables_run_through_the_first_notebook_and_the_last(shop: Path) -> N
     prompts = read_parquet(features / "prompts.parquet")
     assert not prompts.prompt.str.contains("picture:").any()
     assert json.loads(read_parquet(features / "items.parquet").cpv[0]) == {"color": "navy"}
+    synthesis = shop / "02_cot_synthesis"
+    assert not read_parquet(synthesis / "traces-progressive.parquet").kept.any()  # nobody explains the words
+    taught = set(read_parquet(synthesis / "students.parquet").system)
+    assert {"naive", "on-policy"} <= taught
+    assert "progressive" not in taught
     assert read_manifest(shop / "08_your_vertical").metrics

@@ -13,9 +13,10 @@ from typer.testing import CliRunner
 from lore_lib.artifacts import write_parquet
 from lore_lib.cli import commands
 from lore_lib.config import Config, load_config
+from lore_lib.cot import batch
 from lore_lib.cot.batch import prepare_batch, ray_workers, run_batch
 from lore_lib.cot.knowledge import KnowledgeIndex
-from lore_lib.cot.synthesis import read_traces, synthesise
+from lore_lib.cot.synthesis import pair_rows, read_traces, synthesise
 from lore_lib.errors import ArtifactError, DataError, EngineError
 from lore_lib.vertical.definition import Vertical
 
@@ -114,6 +115,21 @@ def test_what_it_was_made_from_is_laid_out_once(
     batch = prepare_batch(tmp_path, source, config(**{"cot.pairs": 20}), "progressive", 16)
     assert batch.shards() == 2
     assert KnowledgeIndex.load(tmp_path / "knowledge").explain("q", ["nothing"]) == {}
+
+
+def test_the_tables_are_joined_once_for_many_shards(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joined: list[int] = []
+
+    def counted(tables: Any, part: pd.DataFrame, captions: Any) -> pd.DataFrame:
+        joined.append(len(part))
+        return pair_rows(tables, part, captions)
+
+    monkeypatch.setattr(batch, "pair_rows", counted)
+    laid_out = prepare_batch(tmp_path, source, config(), "naive", 2)
+    assert laid_out.shards() == sum(joined) / 2 == 25
+    assert len(joined) <= 25 / 5
 
 
 def test_tables_that_are_not_there_are_named(source: Path, tmp_path: Path) -> None:

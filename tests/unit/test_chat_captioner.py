@@ -209,6 +209,17 @@ def test_a_pair_of_an_unknown_query_is_named(vertical: Vertical) -> None:
         guided_questions(odd, vertical)
 
 
+def test_an_outage_is_no_picture_that_shows_nothing(vertical: Vertical) -> None:
+    asked = tables("striped navy dress", "soft dress", {})
+    down = ChatCaptioner(Eyes(lambda _: Reply(failure="unreachable")), vertical)
+    with pytest.raises(EngineError, match=r"2 of 2 questions .*\(unreachable 2\).*run again"):
+        caption(asked, down, vertical)
+    replies = iter([Reply(failure="timeout"), said(vertical.values(vertical.pictured[1])[0])])
+    shaky = ChatCaptioner(Eyes(lambda _: next(replies)), vertical)
+    assert caption(asked, shaky, vertical)["i"] == vertical.values(vertical.pictured[1])[0]
+    assert dict(shaky.silences) == {"timeout": 1}
+
+
 def test_the_config_names_the_captioner(vertical: Vertical, outputs: Path) -> None:
     assert isinstance(open_captioner(load_config("smoke"), vertical), PixelCaptioner)
     changes = {"features.captioner": "openai", "features.captioner_model": "seer"}

@@ -178,6 +178,11 @@ def test_a_rate_limit_beyond_patience_ends_the_call_at_once(stub: Stub, waits: W
     [
         (Said(status=500), "server_error", 3),
         (Said(status=503, headers={"Retry-After": "soon"}), "server_error", 3),
+        (
+            Said(status=503, headers={"Retry-After": "1 Jan 99999999999 00:00:00 GMT"}),
+            "server_error",
+            3,
+        ),
         (Said(status=429), "rate_limited", 3),
         (Said(cut=True), "unreachable", 3),
         (Said(raw=b'{"choices": [{"mess'), "garbled", 3),

@@ -19,6 +19,7 @@ from lore_lib.errors import DataError
 from lore_lib.training import evidence
 from lore_lib.training.evidence import (
     SUBSETS,
+    arms_that_teach,
     beside_teachers,
     student_table,
     subset_of,
@@ -68,6 +69,15 @@ def test_a_teacher_without_a_stage_fails_where_that_stage_was_needed(
     table = teacher_table({arm: makers[arm](rows) for arm in ("progressive", "without vision")}, train)
     assert table.loc["progressive", "all"] > 0.97
     assert table.loc["without vision", "visual"] < 0.6 < table.loc["without vision", "hard"]
+
+
+def test_an_arm_without_a_kept_chain_has_no_student(makers: dict[str, Synthesis], rows: pd.DataFrame) -> None:
+    frames = {arm: makers[arm](rows.head(8)) for arm in ("progressive", "naive")}
+    assert frames["naive"].kept.any()
+    lost = frames["progressive"].assign(kept=False, reason="uncovered")
+    assert list(arms_that_teach({"progressive": lost, "naive": frames["naive"]})) == ["naive"]
+    with pytest.raises(DataError, match=r"kept no chain of any arm \(uncovered 16\)"):
+        arms_that_teach({"progressive": lost, "naive": lost})
 
 
 def written(rows: pd.DataFrame, *completions: list[str]) -> pd.DataFrame:

@@ -24,7 +24,7 @@ from lore_lib.cot.rules import rule_text, touched_rules
 from lore_lib.cot.staged import StagedTeacher
 from lore_lib.cot.synthesis import ARM_STAGES, REASONS, Synthesis, pair_rows
 from lore_lib.cot.teacher import STAGES, SymbolicTeacher, Task, Trace
-from lore_lib.errors import ArtifactError, ConfigError
+from lore_lib.errors import ArtifactError, ConfigError, EngineError
 from lore_lib.features.prompts import item_sections
 from lore_lib.vertical.definition import Vertical, load_vertical, vertical_names
 from lore_lib.vertical.kinds import NOT_STATED
@@ -441,6 +441,12 @@ def test_a_local_model_teaches_through_the_same_interface(vertical: Vertical, ti
     assert all(0 < reply.completion_tokens <= 8 and reply.prompt_tokens > 3 for reply in replies)
     (trace,) = StagedTeacher(model, vertical, ()).teach([task()])
     assert trace.failure in REASONS
+
+
+def test_a_missing_vllm_is_told_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(EngineError, match=r"cot.teacher=vllm.*lore-kit\[vllm\]"):
+        VllmChat("any", Draw())
 
 
 @pytest.mark.vllm

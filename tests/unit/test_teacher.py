@@ -53,6 +53,13 @@ def test_a_trace_worked_by_hand(progressive: SymbolicTeacher) -> None:
     assert (trace.label, trace.mismatch, trace.unknown) == ("L3", "", ())
 
 
+def test_capitals_do_not_matter_as_catalogues_and_shoppers_write_them(progressive: SymbolicTeacher) -> None:
+    plain = progressive.write("q", "matcha dress under 40", item(color="navy"), None)
+    found = progressive.write("q", "Matcha Dress Under 40", item("Relo Soft Dress", color="Navy"), None)
+    assert found.completion == plain.completion
+    assert "color mint: navy conflict" in found.completion
+
+
 def test_a_price_of_0_is_not_stated(naive: SymbolicTeacher) -> None:
     trace = naive.write("q", "dress under 40", item(price=0), None)
     assert "price 40: none near" in trace.completion
