@@ -587,7 +587,8 @@ def open_stage(
         if _stale(folder, token):
             _clear(folder)
         for part in folder.rglob(f"*{PART_SUFFIX}"):
-            part.unlink(missing_ok=True)
+            if part.is_file():  # a folder is a model that a training was saving: it goes on from there
+                part.unlink(missing_ok=True)
     atomic_write_json(folder / _TOKEN, token)
     stage = Stage(spec, config, folder, stage_key(spec, config))
     stage._memory.start()
