@@ -6,6 +6,7 @@ tokenizer.
 """
 
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +28,11 @@ class Baseline(Protocol):
 
     name: str
 
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What it was made with, beside its kind: answers given under other settings are not its own."""
+        ...
+
     def fit(self, train: pd.DataFrame) -> "Baseline":
         """Learn from columns query, item_text, label; returns itself."""
         ...
@@ -40,6 +46,7 @@ class MajorityLabel:
     """Always the label most frequent in training (ties: the lowest)."""
 
     name = "majority label"
+    settings: Mapping[str, Any] = {}
 
     def fit(self, train: pd.DataFrame) -> "MajorityLabel":
         """Count the labels."""
@@ -60,6 +67,7 @@ class LexicalOverlap:
     """
 
     name = "lexical overlap"
+    settings: Mapping[str, Any] = {}
 
     def fit(self, train: pd.DataFrame) -> "LexicalOverlap":
         """Weigh the 3-grams, then place the cuts."""
@@ -85,6 +93,7 @@ class TfidfLogistic:
     """Logistic regression over the TF-IDF 3-grams of the query, of the item, and of what they share."""
 
     name = "TF-IDF + logistic regression"
+    settings: Mapping[str, Any] = {}
 
     def fit(self, train: pd.DataFrame) -> "TfidfLogistic":
         """Learn the vocabulary from both texts, then the weights."""
@@ -117,6 +126,7 @@ class EmbeddingCosine:
 
     def __init__(self, encoder: Encoder, pairs: int = 400) -> None:
         self._encoder, self._pairs = encoder, pairs
+        self.settings: Mapping[str, Any] = {"encoder": encoder.name, "pairs": pairs}
 
     def fit(self, train: pd.DataFrame) -> "EmbeddingCosine":
         """Place the cuts."""
@@ -140,13 +150,11 @@ class EmbeddingCosine:
 
 
 class GradientBoosting:
-    """Boosted trees over a few dozen numbers of a pair: overlaps, lengths, and the main directions of its
-    TF-IDF.
+    """Boosted trees over some hundred numbers of a pair: overlaps, lengths, and directions of its TF-IDF.
 
     The numbers: the two overlaps (3-grams of the query in the item, and the other way round), lengths in
-        characters,
-    and the products of query and item in the leading singular directions of their TF-IDF 3-grams, which tell
-    *what* agrees and not only how much.
+    characters, and in the leading singular directions of the TF-IDF 3-grams the query, the item, and the
+    product of the two, which tells *what* agrees and not only how much.
 
     Args:
         directions: how many singular directions.
@@ -156,6 +164,7 @@ class GradientBoosting:
 
     def __init__(self, directions: int = 32) -> None:
         self._directions = directions
+        self.settings: Mapping[str, Any] = {"directions": directions}
 
     def fit(self, train: pd.DataFrame) -> "GradientBoosting":
         """Learn overlaps and directions, then the trees."""

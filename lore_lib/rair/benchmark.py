@@ -246,7 +246,8 @@ def read_answers(path: Path) -> pd.DataFrame:
             f"{path}: no column {', '.join(sorted(missing))} (found {', '.join(map(str, answers))}); give "
             'pair_id, label (L1 to L4, "" where the answer could not be read) and benchmark'
         )
-    return answers.assign(label=answers["label"].fillna(""))
+    texts = [name for name in ("pair_id", "label", "benchmark") if name in answers]
+    return answers.assign(**{name: answers[name].fillna("").astype(str) for name in texts})
 
 
 def count_benchmark(rows: pd.DataFrame) -> pd.DataFrame:

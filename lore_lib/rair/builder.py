@@ -48,8 +48,7 @@ class Recipe:
 
     Attributes:
         general, hard, visual: pairs of each subset, fewer where there are not as many.
-        industry_cap: no industry gives more than this share of the general subset (RAIR's largest has 12.8
-            %).
+        industry_cap: no industry gives more than this share of the general subset (RAIR's largest: 12.8 %).
         folds: of the cross-fitting of the reference judge.
         seed: root of the draws.
         pool_queries: test queries of the generated pool, for the bundled verticals.
@@ -184,10 +183,12 @@ def reference_answers(rows: pd.DataFrame, folds: int) -> pd.Series:
 def assign_subsets(rows: pd.DataFrame) -> pd.Series:
     """The subset of each pair by its columns visual, intent, reference, label: the first line that holds.
 
-    visual: the picture settles it and text does not. hard: a long-tail intent, and the reference judge
-        fails. general:
-    a plain query. The rest, long-tail pairs that word matching solves, is in none (``OUT``): it would make
-    *general* easier than plain queries are, or *hard* easier than its name.
+    - visual: the picture settles it and text does not.
+    - hard: a long-tail intent, and the reference judge fails.
+    - general: a plain query.
+
+    The rest, long-tail pairs that word matching solves, is in none (``OUT``): it would make *general* another
+    thing than plain queries, or *hard* easier than its name.
     """
     tail = rows["intent"] != "plain"
     hard = tail & (rows["reference"] != rows["label"])

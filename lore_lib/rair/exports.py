@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pandas as pd
 import yaml
@@ -24,9 +26,9 @@ L4)."""
 
 
 def trec_qrels(benchmark: Benchmark) -> str:
-    """Judgements as trec_eval reads them: "query 0 item grade" a line."""
+    """Judgements as trec_eval reads them: "query 0 item grade" a line; a blank in an id becomes %20."""
     rows = benchmark.rows
-    keys = zip(rows["query_id"], rows["item_id"], rows["label"], strict=True)
+    keys = zip(rows["query_id"].map(_word), rows["item_id"].map(_word), rows["label"], strict=True)
     return "".join(f"{query} 0 {item} {GAIN[label]}\n" for query, item, label in keys)
 
 
@@ -35,7 +37,7 @@ def trec_run(judged: pd.DataFrame, benchmark: Benchmark, tag: str) -> str:
 
     Level 4 is the best, an answer that could not be read is 0. Four levels tie often; ties stand in the
     order of item ids, and trec_eval breaks them in its own way: compare rankings only where ties are few, or
-        give scores.
+    give scores.
 
     Args:
         judged: from :meth:`Benchmark.judged`.
@@ -54,8 +56,14 @@ def trec_run(judged: pd.DataFrame, benchmark: Benchmark, tag: str) -> str:
     rows = judged.assign(item_id=judged["pair_id"].map(items), score=score)
     rows = rows.sort_values(["query_id", "score", "item_id"], ascending=[True, False, True])
     rows["rank"] = rows.groupby("query_id").cumcount() + 1
-    keys = zip(rows["query_id"], rows["item_id"], rows["rank"], rows["score"], strict=True)
+    names = rows["query_id"].map(_word), rows["item_id"].map(_word)
+    keys = zip(*names, rows["rank"], rows["score"], strict=True)
     return "".join(f"{query} Q0 {item} {rank} {score} {tag}\n" for query, item, rank, score in keys)
+
+
+def _word(name: str) -> str:
+    """An id as one word: a blank would shift the columns, a line break would make a line."""
+    return re.sub(r"\s", lambda blank: quote(blank[0]), name)
 
 
 def write_exports(
@@ -185,7 +193,7 @@ def write_task(benchmark: Benchmark, prompts: pd.Series, folder: Path) -> Path:
 
 
 LABEL_PATTERN = (
-    r"^(?:\s*<think>(?:(?!</?think>)[\s\S])*</think>)?\s*\[(L[1-4])(?:-[A-Za-z/ ]+ Mismatch)?\]\s*$"
+    r"^(?:\s*<think>(?:(?!</?think>)[\s\S])*</think>)?\s*\[(L[1-4])(?:(?<=L2)-[A-Za-z/ ]+ Mismatch)?\]\s*$"
 )
 """The label of a well-formed completion: what :func:`lore_lib.completion.parse` reads, but for the
 mismatch's name."""

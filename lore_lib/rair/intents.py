@@ -30,8 +30,7 @@ class RuleIntents:
     """Reads the words of a query against a vertical's own: exact for its generated queries, and quick.
 
     The first that applies: a negation (ER where a brand is refused, which asks for its substitute; else NC),
-        slang
-    (SS before DJ), a question mark (QA), four dimensions or more (MA); else plain.
+    slang (SS before DJ), a question mark (QA), four dimensions or more (MA); else plain.
 
     Args:
         vertical: vocabularies, lexicon and, from its world, how its shoppers negate.
@@ -185,7 +184,8 @@ def agreement(found: Sequence[str], told: Sequence[str]) -> pd.DataFrame:
 def intents_of(classifier: RuleIntents | ChatIntents, queries: pd.DataFrame) -> pd.DataFrame:
     """The queries table with its column ``intent`` replaced by what a classifier says.
 
-    What it could not read stays ``plain`` and so out of the hard subset; ``ChatIntents.failures`` counts it.
+    What it could not read counts as ``plain``: it stays out of *hard*, but may enter *general*. Where
+    ``ChatIntents.failures`` counts more than a few, ask again before you build.
     """
     found = classifier.classify(queries["query"].tolist())
     return queries.assign(intent=[intent or "plain" for intent in found])

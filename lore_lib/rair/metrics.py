@@ -60,10 +60,9 @@ def scores(matrix: ArrayLike) -> dict[str, Floats]:
 
     - acc@4: share with the very label; acc@2: share on the right side of L2|L3.
     - macro_f1: mean F1 over the labels that stand in gold (f1_score of scikit-learn with just these labels).
-    A wrong
-      answer costs its gold label's recall whatever it says. A label without a gold pair has no F1 and is
-      left out, so that a perfect judge has 1 in any slice; a whole subset that lacks a label says so in its
-      counts.
+      A wrong answer costs its gold label's recall whatever it says. A label without a gold pair has no F1 and
+      is left out, so that a perfect judge has 1 in any slice; a whole subset that lacks a label says so in
+      its counts.
     - kappa: Cohen's, quadratic weights; an unparsable answer counts as the label farthest from gold; 0
       where it is undefined (gold and answers all one label).
     - parse_rate: share that could be parsed.
@@ -198,8 +197,8 @@ def compare(a: pd.DataFrame, b: pd.DataFrame, resamples: int, rng: np.random.Gen
     The interval resamples queries, the same ones for both systems. ``p_value`` is McNemar's exact test on
     paired correctness, which takes pairs as independent; ``p_bootstrap`` comes from the same draws as the
     interval and does not: twice the share of draws on the far side of 0, the observed one counted in. Where
-        the two disagree
-    believe the second.
+    the two disagree believe the second. It cannot fall below 2 / (resamples + 1): with few resamples and many
+    comparisons a correction leaves nothing significant, however large the difference.
 
     Args:
         a: the first system, aligned.

@@ -3,7 +3,7 @@
 **A leak to know of.** ``rule_list``, the rules that the annotators applied, mostly ends with the level they
 come to ("... 判定为L4"). With it in the prompt a model may read the answer off. It stays out unless asked
 for, and what is then measured is another task: :func:`names_its_label` says how often the text gives the
-    level away.
+level away.
 """
 
 from __future__ import annotations

@@ -75,8 +75,7 @@ def length_table(
     """Accuracy by length of the completion, in equal parts from short to long, within each group.
 
     Which pairs get long chains is not chosen by lot: hard pairs may simply have more to say. The table shows
-        what
-    goes together, not what length does.
+    what goes together, not what length does.
 
     Args:
         judged: query_id, right (bool), tokens, and the column ``by``.

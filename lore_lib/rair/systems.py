@@ -86,9 +86,10 @@ class Classifier:
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
-        """The baseline and a hash of what it learns from."""
+        """The baseline, what it was made with, and a hash of what it learns from."""
         learnt = pd.util.hash_pandas_object(self.train[["query", "item_text", "label"]], index=False)
-        return {"classifier": self.name, "train": hashlib.sha256(learnt.to_numpy().tobytes()).hexdigest()}
+        digest = hashlib.sha256(learnt.to_numpy().tobytes()).hexdigest()
+        return {"classifier": self.name, **self.baseline.settings, "train": digest}
 
     @functools.cached_property
     def _fitted(self) -> Baseline:

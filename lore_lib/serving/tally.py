@@ -101,13 +101,12 @@ class Tally:
         - acc@2, macro_f1: as in `rair.metrics`, with the traffic as weight.
         - item_goodrate, query_goodrate: a request stands for a view of its query's page, which shows the
           pairs that the judge who answered calls relevant (L3, L4). Item: mean share of a page that truly is;
-          query: share of pages of which at least half is (rated Good or Mid); an empty page
-          counts 0 in both.
+          query: share of pages of which at least half is (rated Good or Mid); an empty page counts 0 in both.
           After the definitions published by a sister team of the paper; the paper's own are not public.
         - share: of all requests; from_cache, from_student, from_llm: who answered; fallback: the LLM had no
           time, so the student did.
-        - stale: answered from a score made before its item last changed; score_age_days: mean of
-          served scores.
+        - stale: answered from a score made before its item last changed; score_age_days: mean of served
+          scores.
         - misplaced: true popularity would have put the query in another stratum.
         - gpu_s_per_million: LLM seconds per million of these requests, online; offline_gpu_s_per_million:
           for scoring the cache (head and all); money_per_million: both and the student's seconds at

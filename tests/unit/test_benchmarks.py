@@ -2,15 +2,30 @@
 
 import importlib
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
+import numpy as np
 import pandas as pd
 import pytest
 
 from lore_lib.artifacts import read_parquet
+from lore_lib.errors import EngineError
 from lore_lib.sampling.engine import load_tokenizer
 from lore_lib.vertical.definition import Vertical
+
+READY = """
+import http.server, sys
+class Ready(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+    def log_message(self, *told):
+        pass
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Ready).serve_forever()
+"""
 
 
 def test_make_bench_runs_every_benchmark(root: Path) -> None:
@@ -111,3 +126,39 @@ def test_all_ways_of_tuning_and_of_sampling_do_the_same_work(
         for way in (bench.LOOP, bench.ENGINE)
     )
     assert [len(each) for each in loop] == [len(each) for each in drawn] == [8, 8]
+
+
+def test_the_load_on_the_service_is_bounded_and_its_server_ends(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    bench: Any = importlib.import_module("bench_service")
+    pairs = pd.DataFrame({"query": ["dress", "rug"], "item_id": ["1", "2"], "prompt": ["", ""]})
+    trace = bench.trace_of(pairs, rate=40.0, seconds=10.0, rng=np.random.default_rng(0))
+    assert len(trace) == 400
+    assert trace["time_s"].is_monotonic_increasing
+    assert trace["time_s"].iloc[-1] == pytest.approx(10, rel=0.2)
+    assert len(bench.trace_of(pairs, 1e6, 10.0, np.random.default_rng(0))) == bench.MOST
+
+    alone = pd.DataFrame({"latency_ms": [100.0, 300.0, 400.0, 200.0], "status": [200, 200, 200, 503]})
+    alone = alone.assign(served_by=["llm", "llm", "student", ""], degraded=[False, False, True, False])
+    alone = alone.assign(reason=["", "", "llm_slow", "overloaded"], late_ms=0.0)
+    row = bench.row_of("llm", alone.assign(time_s=bench.in_turn(alone["latency_ms"].tolist())))
+    assert row["answered/s"] == pytest.approx(3 / 0.8)
+    assert row["by itself"] == pytest.approx(2 / 0.8)
+    assert (row["degraded"], row["refused"]) == (0.25, 0.25)
+    assert row["why"] == "llm_slow 0.25, overloaded 0.25"
+
+    url = f"http://127.0.0.1:{(port := bench.free_port())}"
+
+    def fail_while_it_runs() -> None:
+        with bench.started([sys.executable, "-c", READY, str(port)], url, 30):
+            assert httpx.get(url).status_code == 200
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_while_it_runs()
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(url)
+    with pytest.raises(EngineError, match="not ready"), bench.started([sys.executable, "-c", ""], url, 30):
+        pass

@@ -82,6 +82,8 @@ def test_fitting_on_nothing_is_refused() -> None:
 class Letters:
     """An encoder of two letters: how often "a" and "b" stand in a text."""
 
+    name = "letters"
+
     def __init__(self) -> None:
         self.encoded: list[str] = []
 

@@ -203,6 +203,16 @@ def test_answers_are_read_from_the_usual_files(tmp_path: Path, small: Benchmark,
     assert (judged["predicted"] == "").sum() == 1
 
 
+def test_answers_are_read_as_text_whatever_the_file_holds(tmp_path: Path) -> None:
+    for path in (tmp_path / "a.jsonl", tmp_path / "a.parquet"):
+        said = pd.DataFrame({"pair_id": [7, 8], "label": ["L1", None], "benchmark": ["mini/a@1-0", None]})
+        if path.suffix == ".jsonl":
+            said.to_json(path, orient="records", lines=True)
+        else:
+            said.to_parquet(path)
+        assert read_answers(path).to_numpy().tolist() == [["7", "L1", "mini/a@1-0"], ["8", "", ""]]
+
+
 def test_answers_without_a_column_or_a_file_are_named(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="no answers at"):
         read_answers(tmp_path / "none.csv")

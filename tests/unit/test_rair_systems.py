@@ -11,7 +11,7 @@ from lore_lib.config import load_config
 from lore_lib.cot.chat import Reply, Request
 from lore_lib.cot.replies import ReplyCache
 from lore_lib.errors import DataError, EngineError
-from lore_lib.rair.baselines import LexicalOverlap, MajorityLabel
+from lore_lib.rair.baselines import GradientBoosting, LexicalOverlap, MajorityLabel
 from lore_lib.rair.systems import (
     ANSWER_COLUMNS,
     ASKED_COLUMNS,
@@ -131,6 +131,8 @@ def test_classifiers_are_systems(asked: pd.DataFrame, tmp_path: Path) -> None:
     assert set(answers["parse_kind"]) == {"ok"}
     other = Classifier(MajorityLabel(), train.assign(label="L1"))
     assert other.identity != judges[0].identity
+    few, many = (Classifier(GradientBoosting(directions), train).identity for directions in (2, 3))
+    assert few != many, "answers of other settings would be taken for its own"
 
 
 def test_a_language_model_is_a_system(asked: pd.DataFrame, tmp_path: Path, tiny_model: Path) -> None:
