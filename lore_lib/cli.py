@@ -60,7 +60,7 @@ def run_command(
     from lore_lib.run.runner import run_stages
 
     config = load_config(profile, vertical, run, seed, _overrides(settings))
-    console = Console(highlight=False)
+    console = _console()
     with _Lines(console) as lines:
         run_stages(
             profile,
@@ -88,7 +88,7 @@ def report_command(
     if json:
         typer.echo(as_json(run))
         return
-    console = Console(highlight=False)
+    console = _console()
     print_summary(run, console)
     console.print(f"report: {write_html(run)}", markup=False, soft_wrap=True)
 
@@ -483,6 +483,11 @@ class _Lines:
             self._console.print(f"{line} {progress.outcome}", markup=False, soft_wrap=True)
         elif self._live:
             self._live.update(f"\\{line} cell {progress.cell}/{progress.cells}")
+
+
+def _console() -> Console:
+    """Where results are printed; a file or pipe has no width, so tables are not squeezed into 80 columns."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
 def _overrides(settings: list[str] | None) -> dict[str, Any]:
