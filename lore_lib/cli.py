@@ -60,7 +60,7 @@ def run_command(
     from lore_lib.run.runner import run_stages
 
     config = load_config(profile, vertical, run, seed, _overrides(settings))
-    console = Console(highlight=False)
+    console = _console()
     with _Lines(console) as lines:
         run_stages(
             profile,
@@ -88,7 +88,7 @@ def report_command(
     if json:
         typer.echo(as_json(run))
         return
-    console = Console(highlight=False)
+    console = _console()
     print_summary(run, console)
     console.print(f"report: {write_html(run)}", markup=False, soft_wrap=True)
 
@@ -224,9 +224,11 @@ def synthesise_command(
     settings: Settings = None,
 ) -> None:
     """Write chains of thought for any number of pairs; an interrupted synthesis resumes."""
+    import json
+
     from lore_lib.config import load_config, require_built
     from lore_lib.cot.batch import prepare_batch, run_batch
-    from lore_lib.cot.synthesis import STAGES_OF, read_traces
+    from lore_lib.cot.synthesis import STAGES_OF
     from lore_lib.errors import nearest
     from lore_lib.run.stage import run_folder
 
@@ -240,11 +242,17 @@ def synthesise_command(
     folder = out or home / "synthesis" / arm.replace(" ", "-")
     start = time.monotonic()
     manifest = run_batch(prepare_batch(folder, source or home / "01_features", config, arm))
-    traces = read_traces(folder)
-    for reason, count in traces["reason"].value_counts().items():
+    counted = json.loads(manifest.read_text(encoding="utf-8"))  # the traces need not fit into memory
+    reasons, tokens = counted["reasons"], counted["tokens"]
+    for reason, count in reasons.items():
         typer.echo(f"{reason}: {count:,}")
-    rate = len(traces) / max(time.monotonic() - start, 1e-9)
-    typer.echo(f"{traces['kept'].sum():,} of {len(traces):,} chains kept, {rate:,.0f} a second; {manifest}")
+    read, wrote = tokens["prompt_tokens"], tokens["completion_tokens"]
+    if read + wrote:
+        cost = (read * config.cot.teacher_prompt_price + wrote * config.cot.teacher_completion_price) / 1e6
+        typer.echo(f"tokens: {read:,} read, {wrote:,} written, cached replies included; cost {cost:,.2f}")
+    total, kept = sum(reasons.values()), reasons.get("accepted", 0) + reasons.get("repaired", 0)
+    rate = total / max(time.monotonic() - start, 1e-9)
+    typer.echo(f"{kept:,} of {total:,} chains kept, {rate:,.0f} a second; {manifest}")
 
 
 @commands.command("build-benchmark", rich_help_panel=BENCHMARK)
@@ -475,6 +483,11 @@ class _Lines:
             self._console.print(f"{line} {progress.outcome}", markup=False, soft_wrap=True)
         elif self._live:
             self._live.update(f"\\{line} cell {progress.cell}/{progress.cells}")
+
+
+def _console() -> Console:
+    """Where results are printed; a file or pipe has no width, so tables are not squeezed into 80 columns."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
 def _overrides(settings: list[str] | None) -> dict[str, Any]:

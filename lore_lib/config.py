@@ -161,7 +161,7 @@ class SamplingConfig(_Frozen):
     temperature: float = Field(default=1.0, gt=0)  # softmax temperature
     max_completion_tokens: int = Field(default=112, ge=1)  # longer ones are cut and counted
     batch_completions: int = Field(default=256, ge=1)  # decoded at once (hf), or calls in flight (openai)
-    pool_pairs: int = Field(default=400, ge=1)  # train pairs sampled too, for the hard pool and the student
+    pool_pairs: int = Field(default=1200, ge=1)  # train pairs sampled too, for the hard pool and the student
     pool_n: int = Field(default=16, ge=1)  # completions for each of them: more, to tell hard from unsolved
     bootstrap: int = Field(default=1000, ge=1)  # resamples behind each interval
 
@@ -191,7 +191,7 @@ class GrpoConfig(_Frozen):
     rollouts: int = Field(default=24, ge=1)  # length of training
     max_refills: int = Field(default=2, ge=0)  # further draws to replace groups without signal
     window_share: float = Field(default=0.5, gt=0, le=1)  # of the ordered pool, from which a rollout draws
-    learning_rate: float = Field(default=5e-4, gt=0)  # constant
+    learning_rate: float = Field(default=3e-4, gt=0)  # constant
     epsilon: float = Field(default=0.2, gt=0, lt=1)  # lower clip: ratio >= 1 - epsilon
     epsilon_high: float = Field(default=0.28, gt=0)  # upper clip: ratio <= 1 + epsilon_high
     outcome: Outcome = "same_side"  # what a wrong label is worth

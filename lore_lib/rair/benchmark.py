@@ -10,12 +10,14 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from PIL import Image
 
 from lore_lib.artifacts import atomic_write_bytes, atomic_write_json, project_root, read_jsonl
 from lore_lib.errors import ArtifactError, DataError, nearest
@@ -99,6 +101,14 @@ class Benchmark:
             self.name,
         )
 
+    def same_pairs(self, other: Benchmark) -> bool:
+        """Whether rows and pixels are equal; PNG files may differ: their compression is Pillow's choice."""
+        told = [name for name in ROW if name != "picture"]
+        if not self.rows[told].equals(other.rows[told]):
+            return False
+        couples = zip(self.rows["picture"], other.rows["picture"], strict=True)
+        return all(mine == theirs or _pixels(mine) == _pixels(theirs) for mine, theirs in couples)
+
     def head(self, pairs_per_subset: int) -> Benchmark:
         """The first pairs of each subset, under a version that says so; 0 is the whole."""
         if pairs_per_subset == 0:
@@ -146,6 +156,13 @@ class Benchmark:
             "queries": int(self.rows["query_id"].nunique()),
             "subsets": {name: int(sizes.get(name, 0)) for name in SUBSETS},
         }
+
+
+def _pixels(picture: bytes) -> tuple[tuple[int, int], bytes]:
+    if not picture:
+        return (0, 0), b""
+    with Image.open(io.BytesIO(picture)) as image:
+        return image.size, image.convert("RGB").tobytes()
 
 
 SLICES = ("subset", "intent", "dimension", "industry", "kind")

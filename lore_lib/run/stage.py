@@ -108,7 +108,7 @@ _SPECS = (
         needs=("01_features",),
         sections=(*_BASE, "cot", "sft", "sampling"),
         promises=("recall.parquet", "teacher.parquet", "students.parquet"),
-        headlines=("teacher accuracy", "kept share"),
+        headlines=("teacher accuracy", "pass@1, dev pairs", "pass@8, dev pairs"),
         minutes=(0.7, 4, 60, 1200),
     ),
     _spec(
@@ -130,7 +130,7 @@ _SPECS = (
     ),
     _spec(
         "05_grpo",
-        "KL-free GRPO with clip-higher turns pass@8 into pass@1",
+        "KL-free GRPO with clip-higher: can one try become as good as eight?",
         needs=("01_features", "02_cot_synthesis", "03_sft", "04_pass_at_8"),
         sections=(*_BASE, "cot", "sft", "sampling", "grpo"),
         promises=tuple(
@@ -587,7 +587,8 @@ def open_stage(
         if _stale(folder, token):
             _clear(folder)
         for part in folder.rglob(f"*{PART_SUFFIX}"):
-            part.unlink(missing_ok=True)
+            if part.is_file():  # a folder is a model that a training was saving: it goes on from there
+                part.unlink(missing_ok=True)
     atomic_write_json(folder / _TOKEN, token)
     stage = Stage(spec, config, folder, stage_key(spec, config))
     stage._memory.start()

@@ -154,7 +154,7 @@ def plateau(artefacts: Artefacts) -> list[Finding]:
     history, probes = artefacts.history, artefacts.probes
     if not _long(history) or probes.rollout.nunique() < 4:
         return []
-    looks = probes.groupby("rollout").pass_at_1.mean()
+    looks = _looks(probes, "pass_at_1")
     early, last = looks.iloc[: len(looks) // 2 + 1].max(), looks.iloc[-1]
     stopped = bool(last <= early + 0.005)
     first_entropy, last_entropy = _first(history, "entropy"), _last(history, "entropy")
@@ -207,7 +207,7 @@ def format_loss(artefacts: Artefacts) -> list[Finding]:
     """Completions stop parsing, or stop reasoning."""
     if artefacts.probes.empty or not _long(artefacts.history):
         return []
-    parsed = artefacts.probes.groupby("rollout").parse_rate.mean()
+    parsed = _looks(artefacts.probes, "parse_rate")
     silent = _last(artefacts.history, "no_reasoning_share")
     return [
         Finding(
@@ -230,7 +230,7 @@ def length_drift(artefacts: Artefacts) -> list[Finding]:
     if artefacts.probes.empty or not _long(artefacts.history):
         return []
     tokens, cut = (
-        artefacts.probes.groupby("rollout").mean_tokens.mean(),
+        _looks(artefacts.probes, "mean_tokens"),
         _last(artefacts.history, "cut_share"),
     )
     return [
@@ -290,8 +290,8 @@ def lost_reach(artefacts: Artefacts) -> list[Finding]:
     """What several tries reach shrinks while the first try improves."""
     if artefacts.probes.empty or not _long(artefacts.history):
         return []
-    looks = artefacts.probes.groupby("rollout")[["pass_at_1", "pass_at_k"]].mean()
-    one, many = (looks.iloc[-1] - looks.iloc[0])[["pass_at_1", "pass_at_k"]]
+    looks = [_looks(artefacts.probes, name) for name in ("pass_at_1", "pass_at_k")]
+    one, many = (each.iloc[-1] - each.iloc[0] for each in looks)
     return [
         Finding(
             "pass@k is lost",
@@ -315,6 +315,11 @@ def _first(history: pd.DataFrame, name: str) -> float:
     """Mean of the first fifth of a column over training, seeds together, of the rows that have it."""
     known = history.sort_values("rollout", kind="stable")[name].dropna()
     return float(known.head(max(1, len(known) // 5)).mean())
+
+
+def _looks(probes: pd.DataFrame, name: str) -> pd.Series:
+    """Mean over seeds by rollout; a seed that stopped early keeps its last look, so that all count."""
+    return probes.pivot_table(name, "rollout", "seed").ffill().mean(axis=1)
 
 
 def _last(history: pd.DataFrame, name: str) -> float:

@@ -53,7 +53,15 @@ from lore_lib.sampling.pass_at_k import summarise
 from lore_lib.sampling.strata import curriculum_window
 from lore_lib.training.head import score_labelled_positions
 from lore_lib.training.rewards import Grading, reward, reward_functions, training_progress
-from lore_lib.training.sft import FINISHED, drop_checkpoints, hardware, lora_config, processes, quiet_trl
+from lore_lib.training.sft import (
+    FINISHED,
+    claim_folder,
+    drop_checkpoints,
+    hardware,
+    lora_config,
+    processes,
+    quiet_trl,
+)
 
 PROBES = "probes.jsonl"
 BEST = "best"
@@ -61,6 +69,7 @@ ROWS_AT_ONCE = 16  # completions of like length in one forward pass
 NO_ADVANTAGE = (
     1e-2  # below it an advantage is the rounding of a group of equal rewards, over the 1e-4 in TRL's divisor
 )
+_ELSEWHERE = ("pool", "probe", "out", "micro_batch", "device")  # do not decide the result
 LEAST_SIGNAL = 0.25  # a refill draws at most 1 / LEAST_SIGNAL groups for one that is missing
 
 
@@ -308,6 +317,7 @@ def train_grpo(job: GrpoJob) -> Path:
 
     Raises:
         DataError: a pool of fewer prompts than one rollout takes.
+        ArtifactError: the folder holds the checkpoints of another job.
         EngineError: a gradient is not finite; the last good checkpoint and the best look's weights stay.
     """
     if (job.out / FINISHED).exists():
@@ -320,7 +330,7 @@ def train_grpo(job: GrpoJob) -> Path:
             f"--set grpo.prompts_per_rollout={max(1, len(pool))} or measure more pairs (sampling.pool_pairs)"
         )
     rollout = _Rollout(job, [chat_text(tokenizer, user) for user in pool.prompt], pool.label.tolist())
-    job.out.mkdir(parents=True, exist_ok=True)
+    claim_folder(job, job.out, _ELSEWHERE)
     probe, arguments = _Probe(job), grpo_config(job, processes())
     model = load_model(job.base, job.dtype, job.device if processes() == 1 else "cpu")
     with quiet_trl():
@@ -337,6 +347,8 @@ def train_grpo(job: GrpoJob) -> Path:
         if arguments.use_cpu:
             score_labelled_positions(model, job.temperature)
         probe.trainer = trainer
+        if trainer.is_world_process_zero():
+            _settle(job.out / BEST)
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=get_last_checkpoint(str(job.out)))
         if trainer.is_world_process_zero():
@@ -374,8 +386,20 @@ def _replace_folder(folder: Path, model: Any, tokenizer: Any, weights: Any = Non
     with no_weight_bars():
         model.save_pretrained(part, state_dict=weights)
     tokenizer.save_pretrained(part)
-    shutil.rmtree(folder, ignore_errors=True)
+    old = folder.with_name(f"{folder.name}.old")
+    if folder.exists():
+        folder.replace(old)
     part.replace(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _settle(folder: Path) -> None:
+    """End a replacement that was killed: where the folder is gone, the new one was whole already."""
+    old, part = (folder.with_name(f"{folder.name}.{what}") for what in ("old", "part"))
+    if old.exists() and not folder.exists():
+        part.replace(folder)
+    for left in (old, part):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 class LeanTrainer(GRPOTrainer):

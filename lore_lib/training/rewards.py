@@ -149,6 +149,12 @@ def prove_rewards(traces: pd.DataFrame, grading: Grading = Grading()) -> pd.Data
         full = grading.outcome_weight(progress) + grading.format_weight
         for row in traces.itertuples():
             completion, label = str(row.completion), str(row.label)
+            if reward(completion, label, grading, progress=progress).total != full:
+                raise DataError(
+                    f"pair {row.pair_id!r}: its gold completion does not earn full marks ({full}), which are "
+                    "for reasoning between think tags and then one label; begin with an arm that writes so, "
+                    "naive or progressive"
+                )
             for stated in LABELS:
                 text = completion.rpartition("\n")[0] + f"\n[{stated}]"
                 total = reward(text, label, grading, progress=progress).total
@@ -156,10 +162,6 @@ def prove_rewards(traces: pd.DataFrame, grading: Grading = Grading()) -> pd.Data
                     raise DataError(
                         f"pair {row.pair_id!r}: gold {label}, stated {stated} earns {total}, full is {full}"
                     )
-            if reward(completion, label, grading, progress=progress).total != full:
-                raise DataError(
-                    f"pair {row.pair_id!r}: its gold completion does not earn full marks ({full})"
-                )
     body = "<think>\nx\n</think>\n"
     rows = [
         {"gold": g, "stated": s, "total": reward(f"{body}[{s}]", g, grading).total}

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -119,7 +119,7 @@ def train_sft(job: SftJob) -> Path:
     check_labels(job.arm, rows.completion.tolist())
     model = load_model(job.base, job.dtype, job.device if processes() == 1 else "cpu")
     check_fits(model, longest)
-    claim_folder(job)
+    claim_folder(job, job.out, _ELSEWHERE)
     with quiet_trl():
         trainer = sft_trainer(job, model, tokenizer, data)
         if processes() == 1:
@@ -185,15 +185,20 @@ class _Trainer(SFTTrainer):
         return loss
 
 
-def claim_folder(job: SftJob) -> None:
-    """Make the job's folder, or check that the checkpoints in it are those of the same job.
+def claim_folder(job: Any, out: Path, elsewhere: Collection[str]) -> None:
+    """Make a job's folder, or check that the checkpoints in it are those of the same job.
+
+    Args:
+        job: a dataclass.
+        out: its folder.
+        elsewhere: fields that do not decide the result.
 
     Raises:
         ArtifactError: they are of another one; what differs is named.
     """
-    mine = {name: value for name, value in asdict(job).items() if name not in _ELSEWHERE}
-    path = job.out / JOB
-    if path.is_file() and get_last_checkpoint(str(job.out)):
+    mine = {name: value for name, value in asdict(job).items() if name not in elsewhere}
+    path = out / JOB
+    if path.is_file() and get_last_checkpoint(str(out)):
         found = json.loads(path.read_text(encoding="utf-8"))
         differs = [
             f"{name} {found.get(name)!r} (now {mine[name]!r})"
@@ -202,7 +207,7 @@ def claim_folder(job: SftJob) -> None:
         ]
         if differs:
             raise ArtifactError(
-                f"{job.out} holds checkpoints of another training: {', '.join(differs)}. Train in another "
+                f"{out} holds checkpoints of another training: {', '.join(differs)}. Train in another "
                 "folder, or delete this one"
             )
     atomic_write_json(path, mine)

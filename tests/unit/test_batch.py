@@ -1,9 +1,9 @@
 """Batch synthesis: engines that give the same bytes, resumed after a kill, told apart by nothing but time."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -15,6 +15,7 @@ from lore_lib.cli import commands
 from lore_lib.config import Config, load_config
 from lore_lib.cot import batch
 from lore_lib.cot.batch import prepare_batch, ray_workers, run_batch
+from lore_lib.cot.chat import Arrived, Reply, Request, ignore
 from lore_lib.cot.knowledge import KnowledgeIndex
 from lore_lib.cot.synthesis import pair_rows, read_traces, synthesise
 from lore_lib.errors import ArtifactError, DataError, EngineError
@@ -158,3 +159,26 @@ def test_the_command_writes_counts_and_resumes(source: Path, tmp_path: Path) -> 
     assert shard.stat().st_mtime_ns == before
     unknown = CliRunner().invoke(commands, [*words, "--arm", "progresive"])
     assert "did you mean 'progressive'?" in str(unknown.exception)
+
+
+def test_the_command_tells_what_the_teachers_tokens_cost(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Wordy:
+        name = "wordy"
+        identity: ClassVar[dict[str, Any]] = {}
+
+        def complete(self, requests: Sequence[Request], arrived: Arrived = ignore) -> list[Reply]:
+            replies = [Reply("no answer", 1_000_000, 10_000)] * len(requests)
+            for place, reply in enumerate(replies):
+                arrived(place, reply)
+            return replies
+
+    monkeypatch.setattr(batch, "open_chat_model", lambda config: Wordy())
+    words = ["synthesise", "--profile", "smoke", "--from", str(source), "--out", str(tmp_path / "out")]
+    words += ["--arm", "naive", "--set", "cot.pairs=2"]
+    for price in ("prompt", "completion"):
+        words += ["--set", f"cot.teacher_{price}_price=2.5"]
+    told = CliRunner().invoke(commands, words)
+    assert "2,000,000 read, 20,000 written, cached replies included; cost 5.05" in told.output
+    assert "0 of 2 chains kept" in told.output

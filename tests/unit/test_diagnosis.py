@@ -209,3 +209,11 @@ def test_the_rows_are_read_from_the_stages_and_of_the_recipe_alone(
     assert set(read.history.variant) == {"recipe"}
     assert findings_table(diagnose(read)).equals(findings_table(diagnose(healthy)))
     assert recipe(pd.DataFrame()).empty
+
+
+def test_a_seed_that_stopped_early_counts_to_the_end(healthy: Artefacts) -> None:
+    probes = healthy.probes
+    weak = probes.seed == 1  # lost reach, and was stopped half-way
+    probes = probes.assign(pass_at_k=probes.pass_at_k.where(~weak, 0.95 - 0.03 * probes.rollout))
+    probes = probes[~weak | (probes.rollout <= ROLLOUTS // 2)]
+    assert "pass@k is lost" in found(replace(healthy, probes=probes))

@@ -38,7 +38,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from lore_lib.artifacts import read_jsonl, write_parquet
 from lore_lib.config import Curriculum, Policy, RuntimeConfig, load_config
-from lore_lib.errors import ConfigError, DataError, EngineError
+from lore_lib.errors import ArtifactError, ConfigError, DataError, EngineError
 from lore_lib.sampling.engine import load_model, load_tokenizer
 from lore_lib.training.grpo import (
     BEST,
@@ -46,7 +46,9 @@ from lore_lib.training.grpo import (
     GrpoJob,
     LeanTrainer,
     Variant,
+    _replace_folder,
     _Rollout,
+    _settle,
     clipped_objective,
     compare_variants,
     group_advantages,
@@ -225,7 +227,9 @@ def test_a_killed_run_resumes_to_the_same_weights_and_a_finished_one_is_kept(
             train_grpo(killed)
     assert [path.name for path in killed.out.glob("checkpoint-*")] == ["checkpoint-2"]
     assert not (killed.out / FINISHED).exists()
-    train_grpo(killed)
+    with pytest.raises(ArtifactError, match=r"another training: learning_rate 0\.01 \(now 0\.02\)"):
+        train_grpo(replace(killed, learning_rate=0.02))
+    train_grpo(replace(killed, pool=job.pool.rename(tmp_path / "moved.parquet")))
 
     def without_clock(folder: Path) -> list[dict[str, Any]]:
         return [row | {"seconds": 0} for row in read_jsonl(folder / FINISHED)]
@@ -240,6 +244,41 @@ def test_a_killed_run_resumes_to_the_same_weights_and_a_finished_one_is_kept(
     before = {path: path.stat().st_mtime_ns for path in job.out.rglob("*")}
     assert train_grpo(replace(job, base="gone", pool=tmp_path / "gone")) == job.out / BEST
     assert {path: path.stat().st_mtime_ns for path in job.out.rglob("*")} == before
+
+
+class _Saves:
+    """Stands for a model and its tokenizer: one small file."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def save_pretrained(self, folder: Path, **_: Any) -> None:
+        folder.mkdir(exist_ok=True)
+        (folder / "weights").write_text(self.text, encoding="utf-8")
+
+
+@pytest.mark.parametrize("kill_at", [1, 2, 3])
+def test_the_best_model_is_whole_wherever_its_replacement_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill_at: int
+) -> None:
+    best, moves, move = tmp_path / BEST, count(1), Path.replace
+    _replace_folder(best, _Saves("first"), _Saves("first"))
+
+    def killed(self: Path, target: Path) -> Path:
+        if next(moves) == kill_at:
+            raise Caught
+        return move(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        if kill_at < 3:
+            with pytest.raises(Caught):
+                _replace_folder(best, _Saves("second"), _Saves("second"))
+        else:
+            _replace_folder(best, _Saves("second"), _Saves("second"))
+    _settle(best)
+    assert (best / "weights").read_text(encoding="utf-8") == ("first" if kill_at == 1 else "second")
+    assert [path.name for path in tmp_path.iterdir()] == [BEST]
 
 
 @pytest.mark.filterwarnings("error::FutureWarning", "error:.*rollout_func")

@@ -1,6 +1,8 @@
 """The frozen benchmark: how it is built step by step, its bytes, and what it refuses."""
 
+import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from typer.testing import CliRunner
 
 from lore_lib.cli import commands
@@ -53,6 +56,22 @@ def small(vertical: Vertical, world_tables: Tables, captions: "pd.Series[Any]") 
 
 
 # --- RAIR-mini
+
+
+def test_the_same_picture_packed_otherwise_is_the_same_pair(small: Benchmark) -> None:
+    def first_as(change: Callable[[Image.Image], Image.Image]) -> Benchmark:
+        first, *others = small.rows["picture"]
+        packed = io.BytesIO()
+        change(Image.open(io.BytesIO(first))).save(packed, format="PNG", compress_level=0)
+        return Benchmark(small.name, "0", small.rows.assign(picture=[packed.getvalue(), *others]))
+
+    otherwise = first_as(lambda image: image)
+    assert otherwise.sha256 != small.sha256
+    assert small.same_pairs(otherwise)
+    assert not small.same_pairs(first_as(lambda image: image.rotate(180).resize((16, 16))))
+    assert not small.same_pairs(Benchmark(small.name, "0", small.rows.assign(picture=b"")))
+    assert not small.same_pairs(Benchmark(small.name, "0", small.rows.assign(label="L1")))
+    assert not small.same_pairs(small.head(2))
 
 
 def test_rair_mini_is_built_to_the_byte(tmp_path: Path, root: Path) -> None:

@@ -195,6 +195,14 @@ def test_an_empty_set_proves_nothing(traces: pd.DataFrame) -> None:
         prove_rewards(traces.head(0))
 
 
+def test_an_arm_that_does_not_reason_first_is_refused_with_one_that_does(traces: pd.DataFrame) -> None:
+    turned = traces.head(4).assign(
+        completion=traces.label.map(lambda label: f"[{label}]\n<think>\nx\n</think>")
+    )
+    with pytest.raises(DataError, match="begin with an arm that writes so"):
+        prove_rewards(turned)
+
+
 def test_an_unknown_gold_label_is_refused(traces: pd.DataFrame) -> None:
     with pytest.raises(DataError, match="gold completion does not earn full marks"):
         prove_rewards(corrupted(traces, f"{THINK}{render_answer('L4')}", "L5"))

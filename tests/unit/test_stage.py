@@ -133,6 +133,17 @@ def test_files_made_from_something_else_are_not_resumed_from(
     assert (again.folder / "executed.ipynb").exists()
 
 
+def test_a_model_that_was_being_saved_does_not_stop_a_stage_from_opening(kit: Any) -> None:
+    stage = open_stage("05_grpo")
+    half = stage.path("runs", "seed-0", "best.part", "model.safetensors")
+    half.write_bytes(b"x")
+    torn = stage.path(".pool.parquet.7.part")
+    torn.write_bytes(b"x")
+    open_stage("05_grpo")
+    assert half.exists()
+    assert not torn.exists()
+
+
 def test_a_run_folder_holds_one_profile_vertical_and_seed(kit: Any) -> None:
     open_stage("01_features", "smoke", run="r")
     for options in ({"profile": "demo"}, {"seed": 3}, {"vertical": "beauty"}):
