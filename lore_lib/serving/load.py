@@ -24,6 +24,7 @@ from lore_lib.errors import DataError, EngineError
 TRACE_COLUMNS = ("time_s", "query", "item_id")
 LONGEST_S = 600.0  # of a trace, so that no test runs on
 PATIENCE_S = 30.0  # for one answer
+TICK_S = 0.001  # an event loop's timer rings up to so late: the last of it is waited for awake
 PAIR_PATH = "/v1/relevance"
 
 
@@ -84,8 +85,8 @@ async def replay(url: str, trace: pd.DataFrame, connections: int = 1000, in_turn
         begun = clock()
         async with asyncio.TaskGroup() as group:
             for moment, body in zip(trace["time_s"].tolist()[in_turn:], bodies[in_turn:], strict=True):
-                if (wait := begun + moment - clock()) > 0:
-                    await asyncio.sleep(wait)
+                while (left_s := begun + moment - clock()) > 0:
+                    await asyncio.sleep(max(0.0, left_s - TICK_S))
                 group.create_task(ask(moment, body))
     columns = ["time_s", "late_ms", "latency_ms", "status", "label", "served_by", "stratum", "degraded"]
     answers = pd.DataFrame(rows, columns=[*columns, "reason"])
