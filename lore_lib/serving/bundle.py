@@ -14,6 +14,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lore_lib.artifacts import (
+    MANIFEST,
     Manifest,
     atomic_write_json,
     outputs_root,
@@ -81,13 +82,15 @@ def write_bundle(config: Config, counts: pd.DataFrame, scores: pd.DataFrame, llm
     Args:
         config: of the run.
         counts: query, count of past requests.
-        scores: query, item_id, label, made offline by the LLM just now.
+        scores: query, item_id, label, made offline by the LLM. They are dated by the end of the LLM's own
+            training, the oldest they can be: an age that is told too high serves nothing stale.
         llm: folder of the LLM's weights, in a stage of the run.
     """
     run = outputs_root() / config.run
     stage, *inside = llm.resolve().relative_to(run.resolve()).parts
     folder = run / SERVING / FOLDER
-    dated = scores.assign(version=catalogue_of(run).versions(scores["item_id"]), scored_at=time.time())
+    trained_at = (run / stage / MANIFEST).stat().st_mtime
+    dated = scores.assign(version=catalogue_of(run).versions(scores["item_id"]), scored_at=trained_at)
     write_parquet(counts[["query", "count"]], folder / COUNTS)
     write_parquet(dated[SCORE_COLUMNS], folder / SCORES)
     prompt = f"{config.features.template} {config.features.budget}"

@@ -99,6 +99,12 @@ def first_pair(folder: Path) -> dict[str, str]:
     return {"query": scores["query"].iloc[0], "item_id": scores["item_id"].iloc[0]}
 
 
+def test_scores_are_as_old_as_the_model_that_gave_them(served: Path) -> None:
+    scores = pd.read_parquet(served / "07_serving" / "service" / "scores.parquet")
+    trained_at = (served / "05_grpo" / "manifest.json").stat().st_mtime
+    assert set(scores["scored_at"]) == {trained_at}
+
+
 def test_the_prompts_are_those_of_the_run(served: Path, prompts: pd.DataFrame, world_tables: Any) -> None:
     bundle = open_bundle(RUN)
     row = prompts.iloc[0]
