@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import yaml
 from lore_lib.artifacts import FileEntry, Manifest, file_sha256, write_parquet
 from lore_lib.config import SECTIONS, load_config
 from lore_lib.errors import ArtifactError, ConfigError, EngineError
+from lore_lib.run.runner import end_tree
 from lore_lib.serving.bundle import build_service, llm_of, open_bundle, prompts_of, write_bundle
 from lore_lib.serving.export import export_student
 from lore_lib.serving.local_llm import LocalLlm
@@ -208,7 +210,7 @@ def ready(url: str, process: "subprocess.Popen[str]", seconds: float) -> None:
                 return
         except httpx.HTTPError:
             pass
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, f"it ended with {process.returncode}"
         assert time.monotonic() < until, "not ready in time"
         time.sleep(0.1)
 
@@ -250,26 +252,24 @@ def test_two_replicas_behind_ray_serve(copied: Path, root: Path, tmp_path: Path)
     path.write_text(yaml.safe_dump(config))
     script = Path(sys.executable).with_name("serve")
     environment = os.environ | {"PYTHONPATH": str(root), "RAY_USAGE_STATS_ENABLED": "0"}
+    log = (tmp_path / "serve.log").open("w+")  # a pipe that nobody reads would fill up and stop it
     process = subprocess.Popen(
-        [script, "run", path],
-        cwd=root,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+        [script, "run", path], cwd=root, env=environment, stdout=log, stderr=subprocess.STDOUT, text=True
     )
     try:
         url = f"http://127.0.0.1:{port}"
         ready(url, process, 200)
-        answers = [httpx.post(f"{url}/v1/relevance", json=first_pair(copied), timeout=30) for _ in range(40)]
+        answers, until = [], time.monotonic() + 60
+        while len({answer.headers["x-replica"] for answer in answers}) < 2 and time.monotonic() < until:
+            answers.append(httpx.post(f"{url}/v1/relevance", json=first_pair(copied), timeout=30))
         refused = httpx.post(f"{url}/v1/relevance", json={"query": "x"}, timeout=30)
         replicas = {answer.headers["x-replica"] for answer in answers}
     finally:
         process.send_signal(signal.SIGINT)
-        try:
+        with suppress(subprocess.TimeoutExpired):  # how long Ray takes to end is its own affair
             process.wait(60)
-        finally:
-            process.kill()
+        end_tree(process.pid)
+        log.close()
     assert {answer.json()["label"] for answer in answers} == {"L1"}
     assert len(replicas) == 2
     assert refused.status_code == 422
