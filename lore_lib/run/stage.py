@@ -90,7 +90,7 @@ _SPECS = (
         "00_start_here",
         "The environment, and the whole idea on a handful of pairs",
         sections=_BASE,
-        minutes=(0.2, 0.3, 1, 2),
+        minutes=(0.1, 0.1, 1, 2),
     ),
     _spec(
         "01_features",
@@ -100,7 +100,7 @@ _SPECS = (
             f"{t}.parquet" for t in ("items", "queries", "pairs", "clicks", "captions", "prompts", "ablation")
         ),
         headlines=("pass@1, all pairs",),
-        minutes=(0.6, 3.2, 20, 120),
+        minutes=(0.3, 2.2, 20, 120),
     ),
     _spec(
         "02_cot_synthesis",
@@ -109,7 +109,7 @@ _SPECS = (
         sections=(*_BASE, "cot", "sft", "sampling"),
         promises=("recall.parquet", "teacher.parquet", "students.parquet"),
         headlines=("teacher accuracy", "pass@1, dev pairs", "pass@8, dev pairs"),
-        minutes=(0.7, 4, 60, 1200),
+        minutes=(0.7, 3, 60, 1200),
     ),
     _spec(
         "03_sft",
@@ -117,7 +117,7 @@ _SPECS = (
         needs=("01_features", "02_cot_synthesis"),
         sections=(*_BASE, "cot", "sft", "sampling"),
         promises=("losses.parquet", "glimpses.parquet"),
-        minutes=(2.8, 6.5, 60, 600),
+        minutes=(1.7, 3.4, 60, 600),
     ),
     _spec(
         "04_pass_at_8",
@@ -126,7 +126,7 @@ _SPECS = (
         sections=(*_BASE, "cot", "sft", "sampling"),
         promises=("samples.parquet", "effects.parquet", "differences.parquet", "pool-samples.parquet"),
         headlines=("pass@1", "vote", "pass@8", "parse rate"),
-        minutes=(0.6, 2.2, 30, 120),
+        minutes=(0.6, 2, 30, 120),
     ),
     _spec(
         "05_grpo",
@@ -138,7 +138,7 @@ _SPECS = (
             for t in ("pool", "history", "probes", "variants", "samples", "effects", "differences")
         ),
         headlines=("pass@1", "pass@8", "pass@1 gain", "pass@8 gain"),
-        minutes=(1, 7, 120, 1200),
+        minutes=(0.6, 6, 120, 1200),
     ),
     _spec(
         "06_rair",
@@ -150,7 +150,7 @@ _SPECS = (
             *(f"{table}.parquet" for table in ("predictions", "scores", "comparisons", "served")),
         ),
         headlines=("acc@2", "acc@4", "macro-F1"),
-        minutes=(0.6, 1.8, 30, 120),
+        minutes=(0.4, 1, 30, 120),
     ),
     _spec(
         "07_serving",
@@ -165,7 +165,7 @@ _SPECS = (
             )
         ),
         headlines=("acc@2", "macro-F1", "p95 latency (ms)", "GPU-seconds per million requests"),
-        minutes=(0.8, 2, 10, 60),
+        minutes=(0.4, 2.5, 10, 60),
     ),
     _spec(
         "08_your_vertical",
@@ -173,7 +173,7 @@ _SPECS = (
         sections=(*_BASE, "cot"),
         promises=("vertical/vertical.yaml", "traces.parquet"),
         headlines=("teacher accuracy",),
-        minutes=(0.2, 0.2, 1, 5),
+        minutes=(0.1, 0.2, 1, 5),
     ),
     _spec(
         "09_open_questions",
@@ -182,7 +182,7 @@ _SPECS = (
         sections=(*_BASE, "cot", "sft", "sampling", "grpo", "rair"),
         promises=("drops.parquet", "lengths.parquet", "transfer.parquet"),
         headlines=("acc@4", "acc@2"),
-        minutes=(0.5, 1.5, 15, 60),
+        minutes=(0.6, 0.9, 15, 60),
     ),
 )
 STAGES: MappingProxyType[str, StageSpec] = MappingProxyType({spec.name: spec for spec in _SPECS})
