@@ -218,10 +218,14 @@ class SymbolicTeacher:
                 size = 2
             elif phrase:
                 demands.append(phrase)
-            elif word.casefold() not in self._fillers:
+            elif not self._is_filler(word):
                 unknown.append(word)
             at += size
         return tuple(demands), tuple(unknown)
+
+    def _is_filler(self, word: str) -> bool:
+        """A lone capital is a name rather than an article: the A of "evening A"."""
+        return word in self._fillers or (len(word) > 1 and word.casefold() in self._fillers)
 
     def _longest_phrase(self, words: list[str]) -> tuple[int, Demand | None]:
         for size in range(min(self._longest, len(words)), 0, -1):
