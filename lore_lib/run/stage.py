@@ -108,7 +108,7 @@ _SPECS = (
         needs=("01_features",),
         sections=(*_BASE, "cot", "sft", "sampling"),
         promises=("recall.parquet", "teacher.parquet", "students.parquet"),
-        headlines=("teacher accuracy", "pass@1, dev pairs", "pass@8, dev pairs"),
+        headlines=("teacher accuracy", "pass@1, dev pairs"),
         minutes=(0.7, 3, 60, 1200),
     ),
     _spec(
