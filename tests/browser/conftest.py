@@ -12,7 +12,7 @@ _QUIET = [  # no sandbox: CI runs as root; the rest keeps the browser from calli
 ]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # it keeps an event loop running: no later module could have its own
 def browser() -> Iterator[Browser]:
     path = shutil.which("chromium") or shutil.which("google-chrome")
     assert path, "no chromium on the PATH; install it (Debian: apt-get install chromium)"
