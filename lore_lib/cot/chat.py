@@ -47,6 +47,10 @@ class Draw:
         """The seed of one sample."""
         return derive_seed(self.seed, "teacher", sample)
 
+    def identity(self, model: str) -> dict[str, Any]:
+        """What decides the replies of a model, by its name, that are drawn so."""
+        return {"model": model, **asdict(self)}
+
 
 @dataclass(frozen=True)
 class Request:
@@ -119,12 +123,8 @@ class HfChat:
     name = "hf"
 
     def __init__(self, engine: HfEngine, model: str, draw: Draw, batch: int = 16) -> None:
-        self._engine, self._model, self._draw, self._batch = engine, model, draw, batch
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """Model and draw."""
-        return {"model": self._model, **asdict(self._draw)}
+        self._engine, self._draw, self._batch = engine, draw, batch
+        self.identity = draw.identity(model)
 
     def complete(self, requests: Sequence[Request], arrived: Arrived = ignore) -> list[Reply]:
         """See :class:`ChatModel`; the schema is not enforced."""
@@ -213,12 +213,8 @@ class VlmChat:
             ) from error
         self._net = loaded.to(resolve_device(device)).eval()
         self._processor.tokenizer.padding_side = "left"
-        self._model, self._draw, self._batch = model, draw, batch
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """Model and draw."""
-        return {"model": self._model, **asdict(self._draw)}
+        self._draw, self._batch = draw, batch
+        self.identity = draw.identity(model)
 
     def complete(self, requests: Sequence[Request], arrived: Arrived = ignore) -> list[Reply]:
         """See :class:`ChatModel`; the schema is not enforced."""
@@ -301,12 +297,8 @@ class VllmChat:
                 "serve the model elsewhere and use cot.teacher=openai"
             ) from error
         self._llm = LLM(model=model, **engine)
-        self._model, self._draw, self._batch = model, draw, batch
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """Model and draw."""
-        return {"model": self._model, **asdict(self._draw)}
+        self._draw, self._batch = draw, batch
+        self.identity = draw.identity(model)
 
     def complete(self, requests: Sequence[Request], arrived: Arrived = ignore) -> list[Reply]:
         """See :class:`ChatModel`; the schema is enforced."""
