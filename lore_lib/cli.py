@@ -6,6 +6,7 @@ What a command needs is imported inside it, so that the light ones answer at onc
 import signal
 import sys
 import time
+from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.status import Status
 
-from lore_lib.errors import ConfigError, LoreError
+from lore_lib.errors import ConfigError, LoreError, printable
 
 if TYPE_CHECKING:
     from lore_lib.run.runner import Progress
@@ -61,18 +62,22 @@ def run_command(
 
     config = load_config(profile, vertical, run, seed, _overrides(settings))
     console = _console()
-    with _Lines(console) as lines:
-        run_stages(
-            profile,
-            vertical,
-            run,
-            seed,
-            _overrides(settings),
-            first=first,
-            last=last,
-            only=only or (),
-            watch=lines.show,
-        )
+    try:
+        with _Lines(console) as lines:
+            run_stages(
+                profile,
+                vertical,
+                run,
+                seed,
+                _overrides(settings),
+                first=first,
+                last=last,
+                only=only or (),
+                watch=lines.show,
+            )
+    except KeyboardInterrupt:
+        console.print("stopped; the same command goes on from here", markup=False, soft_wrap=True)
+        raise
     print_summary(config.run, console)
     console.print(f"report: {write_html(config.run)}", markup=False, soft_wrap=True)
 
@@ -137,9 +142,9 @@ def pretrain_nano_command(
     verticals: Annotated[
         list[str], typer.Option("--vertical", help="Folder under data/verticals; may be repeated.")
     ] = ["apparel_home", "beauty_care"],  # noqa: B006 - typer copies it
-    documents: Annotated[int, typer.Option(help="How many documents to read, once each.")] = 224_000,
+    documents: Annotated[int, typer.Option(min=1, help="How many documents to read, once each.")] = 224_000,
     seed: Seed = 17,
-    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
     bf16: Annotated[bool, typer.Option(help="Products in bfloat16; only faster on CPUs with AMX.")] = False,
 ) -> None:
     """Pretrain the bundled base model: about 70 minutes for 224,000 documents on two quiet cores."""
@@ -214,7 +219,7 @@ def synthesise_command(
         "progressive"
     ),
     engine: Annotated[str, typer.Option(help="local (this process) or ray (Ray Data over workers).")] = "",
-    workers: Annotated[int, typer.Option(help="Ray workers; runtime.workers by default.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Ray workers; 0 = runtime.workers.")] = 0,
     source: Annotated[
         Path | None, typer.Option("--from", help="Folder with the tables; the run's 01_features by default.")
     ] = None,
@@ -444,15 +449,32 @@ def kernel_command() -> None:
 def app() -> None:
     """The command line; exit status 0 done, 1 failed, 2 a wrong setting, 130 interrupted.
 
-    A LoreError is shown as its text, never as a traceback.
+    A LoreError, or a file that cannot be used, is shown as its text, never as a traceback.
     """
     signal.signal(signal.SIGTERM, _terminated)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # what a terminal's encoding lacks is shown by its number
+            stream.reconfigure(errors="backslashreplace")
     errors = Console(stderr=True, highlight=False)
     try:
         commands(standalone_mode=True)
     except LoreError as error:
-        errors.print(f"lore: {error}", markup=False, soft_wrap=True)
+        errors.print(f"lore: {printable(str(error))}", markup=False, soft_wrap=True)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("lore_lib"):
+            raise
+        told = f"lore: package {error.name} is missing; the extras of pyproject.toml say what it belongs to"
+        errors.print(
+            f'{told}, and pip install -e ".[dev]" brings all but GPUs need', markup=False, soft_wrap=True
+        )
+        sys.exit(1)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        told = f"lore: {error.filename}: {error.strerror or error}"
+        errors.print(printable(told), markup=False, soft_wrap=True)
+        sys.exit(1)
 
 
 class _Lines:

@@ -240,6 +240,8 @@ class RairConfig(_Frozen):
     judge_model: str = ""  # a further judge, by its name at the endpoint below; "" for none
     judge_url: str = "http://localhost:8000/v1"  # OpenAI-compatible; its key is in OPENAI_API_KEY, if any
 
+    _judge_url = field_validator("judge_url")(_no_secret)
+
 
 class ServingConfig(_Frozen):
     """Simulated traffic over cache, student and LLM."""
@@ -334,6 +336,8 @@ class ServiceConfig(_Frozen):
     batch_pairs: int = Field(default=64, ge=1)  # pairs in a batch request; more are refused: 422
     query_characters: int = Field(default=512, ge=1)  # a longer query is refused: 422
     deadline_ms: float = Field(default=5000, gt=0)  # of an HTTP request; beyond it the service says 503
+
+    _llm_url = field_validator("llm_url")(_no_secret)
 
     @model_validator(mode="after")
     def _deadline_leaves_time(self) -> "ServiceConfig":
@@ -518,8 +522,10 @@ def load_config(
     if profile not in PROFILES:
         raise ConfigError(f"unknown profile {profile!r}; {nearest(profile, PROFILES)}")
     run = run or profile
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", run):
-        raise ConfigError(f"run {run!r} is not a folder name; use letters, digits, dot, dash and underscore")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", run):
+        raise ConfigError(
+            f"run {run[:120]!r} is not a folder name; use letters, digits, dot, dash, underscore, at most 100"
+        )
     values: dict[str, Any] = {}
     if profile in _COLUMN:
         row = {key: columns[_COLUMN[profile]] for key, columns in PROFILE_TABLE.items()}
@@ -585,4 +591,4 @@ def _explain(item: Any) -> str:
     message = str(item["msg"]).removeprefix("Value error, ")
     if item["type"] == "value_error":
         return f"{place}: {message}" if place else message
-    return f"{place}={item['input']!r}: {message}"
+    return f"{place}={item['input']!r:.200}: {message}"

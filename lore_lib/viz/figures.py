@@ -140,24 +140,6 @@ def ladder_figure(table: pd.DataFrame, title: str, references: Mapping[str, floa
     return _legend_right(figure, axes)
 
 
-def pass_at_k_curve(table: pd.DataFrame, title: str, labels: int = 4) -> Figure:
-    """pass@k over k, one band per system, with the curve of uniform guessing.
-
-    Args:
-        table: system, k, value, low, high.
-        title: what is seen.
-        labels: how many labels a guesser picks from.
-    """
-    figure, axes = _canvas(title)
-    _bands(axes, table, "k", "system")
-    ks = np.arange(table["k"].min(), table["k"].max() + 1)
-    axes.plot(ks, 1 - (1 - 1 / labels) ** ks, color=GREY, linestyle="dashed", label="uniform guessing")
-    axes.set_xticks(sorted(table["k"].unique()))
-    axes.set_xlabel("k (tries)")
-    _share_axis(axes, "unbiased pass@k, 95 % interval")
-    return _legend_right(figure, axes)
-
-
 def strata_bars(counts: pd.DataFrame, title: str) -> Figure:
     """Difficulty strata of each system as shares of its pairs.
 

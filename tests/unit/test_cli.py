@@ -1,5 +1,6 @@
 """The command line as a user meets it: exit status, text on the right stream, no traceback."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,11 @@ def lore(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["run", "--only", "03_stf"], 2, "did you mean '03_sft'?"),
         (["run", "--run", "../up"], 2, "not a folder name"),
         (["run", "--bogus"], 2, "No such option"),
+        (["run", "--run", "x" * 300], 2, "underscore, at most 100"),
+        (["run", "--profile", "smoke", "--vertical", "aparel_home"], 1, "did you mean 'apparel_home'"),
+        (["run", "--set", "service.store=redis://:word@host"], 2, "holds a password"),
+        (["run", "--set", "rair.judge_url=http://me:word@host/v1"], 2, "no password"),
+        (["serve", "--set", "features.template=en"], 2, "was settled when the run was made"),
         (["report", "--run", "none"], 1, "no run 'none'"),
         (["diagnose", "none"], 1, "no run 'none'"),
         (["generate", "--items", "18", "--out", "x", "--label-noise", "1.5"], 2, "less than or equal to 1"),
@@ -42,6 +48,54 @@ def test_a_mistake_is_explained_without_a_traceback(
     assert says in result.stderr
     assert "Traceback" not in result.stdout + result.stderr
     assert not kit.outputs.exists()
+
+
+def test_a_folder_that_is_a_file_is_named(kit: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    taken = tmp_path / "taken"
+    taken.write_text("no folder")
+    monkeypatch.setenv("LORE_OUTPUTS", str(taken))
+    kit.notebook("00_start_here")
+    result = lore("run", "--profile", "smoke", "--only", "0")
+    assert result.returncode == 1
+    assert f"cannot write {taken}" in result.stderr
+    assert "a file stands where a folder should be" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_file_that_cannot_be_opened_is_named(kit: Any, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "answers.jsonl").symlink_to(home / "answers.jsonl")  # a loop
+    result = lore("convert-gguf", str(home / "answers.jsonl"), "--out", str(home / "model"))
+    assert result.returncode == 1
+    assert "answers.jsonl" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_hostile_text_in_an_error_moves_no_cursor_and_any_terminal_can_show_it(
+    kit: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    result = lore("run", "--set", "帽子\x1b[2J=1")
+    assert result.returncode == 2
+    assert "\x1b" not in result.stderr
+    monkeypatch.setenv("PYTHONIOENCODING", "utf-8")
+    folder = kit.outputs / "帽子\x1b[2J"
+    folder.mkdir(parents=True)
+    assert "\x1b" not in lore("report", "--run", folder.name).stderr
+
+
+def test_a_package_that_is_missing_is_named(
+    kit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "uvicorn.py").write_text(
+        "raise ModuleNotFoundError(\"No module named 'uvicorn'\", name='uvicorn')"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    result = lore("serve")
+    assert result.returncode == 1
+    assert "package uvicorn is missing" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_help_is_quick_to_read_and_names_every_command() -> None:

@@ -53,9 +53,6 @@ EFFECTS = pd.DataFrame(
         for metric, chance in (("pass@1", 0.25), ("vote", float("nan")), ("pass@8", 0.9))
     ]
 )
-CURVES = pd.DataFrame(
-    [{"system": name, "k": k, **interval(1 - 0.7**k)} for name in SYSTEMS for k in (1, 2, 4, 8)]
-)
 DIFFICULTY = pd.DataFrame(
     [{"system": n, "stratum": s, "pairs": 10 + i} for n in SYSTEMS for i, s in enumerate(STRATA)]
 )
@@ -127,7 +124,6 @@ DRAWN: dict[str, Callable[[], Figure]] = {
     "ladder_figure": lambda: figures.ladder_figure(
         LADDER, TITLE, {"uniform guessing": 0.25, "majority label": 0.3}
     ),
-    "pass_at_k_curve": lambda: figures.pass_at_k_curve(CURVES, TITLE),
     "strata_bars": lambda: figures.strata_bars(DIFFICULTY, TITLE),
     "subset_bars": lambda: figures.subset_bars(SUBSETS, TITLE, "macro-F1"),
     "training_curves": lambda: figures.training_curves(training_rows(3), TITLE),

@@ -36,7 +36,7 @@ from lore_lib.vertical.adapters.pictures import read_picture
 from lore_lib.vertical.adapters.rows import Problems, ReadReport, Row, read_rows, text_of
 from lore_lib.vertical.contract import SPLITS, Tables
 from lore_lib.vertical.mapping import SKIP, OwnTables, PairColumns, QueryColumns, grade_text
-from lore_lib.vertical.schema import INTENTS, KINDS
+from lore_lib.vertical.schema import DIMENSIONS, INTENTS, KINDS
 
 _NO_PRICE = {"", "-", "n/a", "na", "nan", "none", "null"}
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?")
@@ -168,7 +168,7 @@ class _Reader:
                 pair_id = self._key(row, mapped.pair_id, keys)
             pair = {"pair_id": pair_id, "query_id": query_id, "item_id": item_id, "label": label}
             if mapped.mismatch:
-                pair["mismatch"] = self._text(row, mapped.mismatch)
+                pair["mismatch"] = self._mismatch(row, mapped.mismatch, label)
             if mapped.kind:
                 pair["kind"] = self._word(row, mapped.kind, KINDS)
             pair["split"] = queries[query_id]["split"] if query_id in queries else ""
@@ -265,6 +265,14 @@ class _Reader:
             text = f"is {value!r:.60}, no known grade; known: {known}; add it to 'labels', or skip it there"
             self._problems.add(row, column, text)
         return label or ""
+
+    def _mismatch(self, row: Row, column: str, label: str) -> str:
+        value = row.values.get(column)
+        dimension = "" if _is_missing(value) else self._word(row, column, tuple(DIMENSIONS))
+        if dimension and label not in ("", "L2"):
+            text = f"is {dimension!r:.60} beside {label}; only an L2 names what failed, so leave it empty"
+            self._problems.add(row, column, text)
+        return dimension
 
     def _cpv(self, row: Row, mapped: str | Mapping[str, str]) -> str:
         if isinstance(mapped, str):
