@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.status import Status
 
+import lore_lib
 from lore_lib.errors import ConfigError, LoreError, printable
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 commands = typer.Typer(
     name="lore",
     help="Reproduce LORE, a large generative model for search relevance, notebook by notebook.",
+    epilog="Exit status: 0 done, 1 failed, 2 a wrong setting, 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -34,10 +36,26 @@ BENCHMARK, SERVING = "Benchmark", "Serving"
 Profile = Annotated[str, typer.Option(help="smoke, demo, small or paper.")]
 Vertical = Annotated[str, typer.Option(help="Folder name under data/verticals.")]
 Run = Annotated[str, typer.Option(help="Folder name under outputs; the profile's name by default.")]
+Made = Annotated[str, typer.Option("--run", help="Folder name under outputs.")]
 Seed = Annotated[int, typer.Option(help="Root of every random stream.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; may be repeated.")
 ]
+
+
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"lore {lore_lib.__version__}")
+        raise typer.Exit
+
+
+@commands.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Print it and exit.")
+    ] = False,
+) -> None:
+    """Options of `lore` itself."""
 
 
 @commands.command("run", rich_help_panel=RUNS)
@@ -84,7 +102,7 @@ def run_command(
 
 @commands.command("report", rich_help_panel=RUNS)
 def report_command(
-    run: Run = "demo",
+    run: Made = "demo",
     json: Annotated[bool, typer.Option("--json", help="Print the results as JSON instead.")] = False,
 ) -> None:
     """Show the results of a run and write its HTML page."""
@@ -100,7 +118,7 @@ def report_command(
 
 @commands.command("diagnose", rich_help_panel=RUNS)
 def diagnose_command(
-    run: Annotated[str, typer.Argument(help="Folder name under outputs.")] = "demo",
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder name under outputs.")] = "demo",
 ) -> None:
     """Name the failure signs in a run's artefacts, with evidence and the usual remedy."""
     from lore_lib.run.report import find_run
@@ -145,7 +163,9 @@ def pretrain_nano_command(
     documents: Annotated[int, typer.Option(min=1, help="How many documents to read, once each.")] = 224_000,
     seed: Seed = 17,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
-    bf16: Annotated[bool, typer.Option(help="Products in bfloat16; only faster on CPUs with AMX.")] = False,
+    bf16: Annotated[
+        bool, typer.Option("--bf16", help="Products in bfloat16; only faster on CPUs with AMX.")
+    ] = False,
 ) -> None:
     """Pretrain the bundled base model: about 70 minutes for 224,000 documents on two quiet cores."""
     import torch
@@ -284,7 +304,9 @@ def build_benchmark_command(
 
 @commands.command("score", rich_help_panel=BENCHMARK)
 def score_command(
-    answers: Annotated[Path, typer.Argument(help="JSON lines, CSV or Parquet: pair_id, label, benchmark.")],
+    answers: Annotated[
+        Path, typer.Argument(metavar="FILE", help="JSON lines, CSV or Parquet: pair_id, label, benchmark.")
+    ],
     benchmark: Annotated[
         str, typer.Option(help="Name of a bundled benchmark, such as rair-mini/apparel_home.")
     ] = "rair-mini/apparel_home",
@@ -385,7 +407,7 @@ def validate_command(
 
 @commands.command("init-vertical", rich_help_panel=DATA)
 def init_vertical_command(
-    name: Annotated[str, typer.Argument(help="Folder name of the new vertical.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Folder name of the new vertical.")],
     source: Annotated[
         str, typer.Option("--from", metavar="VERTICAL", help="Copy this one instead of the template.")
     ] = "",
@@ -399,7 +421,7 @@ def init_vertical_command(
 
 @commands.command("serve", rich_help_panel=SERVING)
 def serve_command(
-    run: Run = "demo",
+    run: Made = "demo",
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 is every one.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8080,
     settings: Settings = None,

@@ -660,7 +660,7 @@ def _mockable(config: Config, sections: tuple[str, ...]) -> dict[str, str]:
 
 def _stale(folder: Path, token: str) -> bool:
     path = folder / _TOKEN
-    return not path.is_file() or path.read_text(encoding="utf-8").strip() != json.dumps(token)
+    return not path.is_file() or path.read_bytes().strip() != json.dumps(token).encode()
 
 
 def _clear(folder: Path) -> None:

@@ -85,10 +85,10 @@ def _content_problems(tables: Tables) -> list[str]:
         twice = tables[name].loc[tables[name][key].duplicated(), key]
         if len(twice):
             problems.append(f"{name}: {len(twice)} repeated {key}, first {twice.iloc[0]!r}")
-        odd = [found for found in tables[name][key] if not isinstance(found, str) or not found]
-        if odd:
+        textless = [found for found in tables[name][key] if not isinstance(found, str) or not found]
+        if textless:
             problems.append(
-                f"{name}: {len(odd)} rows whose {key} is no text, first {odd[0]!r}; write ids as text"
+                f"{name}: {len(textless)} rows whose {key} is no text, first {textless[0]!r}; give text"
             )
     pairs = tables["pairs"]
     for name, column, known in (

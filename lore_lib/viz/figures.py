@@ -15,6 +15,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib import figure as mpl
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import RendererBase
+from matplotlib.text import Text
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike, NDArray
 
@@ -30,7 +32,18 @@ TITLE_CHARACTERS = 85  # per line
 
 
 class Figure(mpl.Figure):
-    """A matplotlib figure that a notebook shows whatever backend is set."""
+    """A matplotlib figure that a notebook shows whatever backend is set, and in which a "$" is a dollar."""
+
+    def draw(self, renderer: RendererBase) -> None:
+        """Names come from data, and would break or change as formulas; numbers of log axes are formulas."""
+        for axes in self.axes:  # ticks get their words only when somebody asks for them
+            axes.get_xticklabels()
+            axes.get_yticklabels()
+        for text in self.findobj(Text):
+            told = text.get_text()
+            if "$" in told and not told.startswith(r"$\mathdefault{"):
+                text.set_parse_math(False)
+        super().draw(renderer)
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()

@@ -267,3 +267,12 @@ def test_bars_of_no_rows_say_so() -> None:
     empty = pd.DataFrame(columns=["subset", "system", "value", "low", "high"])
     figure = figures.subset_bars(empty, "Slang", "share")
     assert [text.get_text() for text in figure.axes[0].texts] == ["nothing to compare in these data"]
+
+
+def test_a_dollar_in_a_name_is_no_formula() -> None:
+    odd = r"a $b_$ \frac"
+    figure = figures.label_counts(LABELS.assign(group=odd), "costs $5_$")
+    png = io.BytesIO()
+    figure.savefig(png, format="png", bbox_inches="tight")
+    assert png.getvalue().startswith(b"\x89PNG")
+    assert any(label.get_text().startswith(odd) for label in figure.axes[0].get_yticklabels())

@@ -202,6 +202,14 @@ def test_a_mismatch_is_a_dimension_and_stands_beside_l2_alone(tmp_path: Path) ->
         assert says in problems_of(write(tmp_path, ratings=ratings.format(grade, why)), own)
 
 
+def test_ids_that_join_to_the_same_text_are_different_pairs(tmp_path: Path) -> None:
+    products = "sku,name,usd,brand,color\nb-c,lamp,1,,\nc,mug,1,,\n"
+    folder = write(tmp_path, products, "id,text\na,lamp\na-b,cup\n", "id,sku,grade\na,b-c,good\na-b,c,bad\n")
+    pairs = read(folder)["pairs"]
+    assert pairs[["query_id", "item_id", "label"]].values.tolist() == [["a", "b-c", "L4"], ["a-b", "c", "L1"]]
+    assert pairs.pair_id.is_unique
+
+
 def test_a_flood_of_one_problem_does_not_hide_the_others(tmp_path: Path) -> None:
     rows = "".join(f"{number},x,free,,\n" for number in range(3, 1003))
     text = problems_of(write(tmp_path, PRODUCTS + rows, ratings=RATINGS + "q1,1,what\n"))

@@ -144,7 +144,8 @@ class _Reader:
         """Rows of the table pairs; where no queries were read, adds those that the pairs hold."""
         mapped = self._own.pairs.columns
         pairs: list[dict[str, Any]] = []
-        first: dict[str, int] = {}
+        first: dict[tuple[str, str], int] = {}
+        made: set[str] = set()
         keys: dict[str, int] = {}
         skipped = 0
         for row in self._rows(self._own.pairs.file, mapped):
@@ -159,13 +160,17 @@ class _Reader:
             else:
                 query_id = self._reference(row, str(mapped.query_id), queries, "queries")
             item_id = self._reference(row, mapped.item_id, items, "items")
-            pair_id = f"{query_id}-{item_id}"
-            if pair_id in first:
-                text = f"makes the same pair as row {first[pair_id]}; a pair has one label, so drop one"
+            if (query_id, item_id) in first:
+                same = first[query_id, item_id]
+                text = f"makes the same pair as row {same}; a pair has one label, so drop one"
                 self._problems.add(row, mapped.item_id, text)
-            first.setdefault(pair_id, row.number)
+            first.setdefault((query_id, item_id), row.number)
+            pair_id = f"{query_id}-{item_id}"
             if mapped.pair_id:
                 pair_id = self._key(row, mapped.pair_id, keys)
+            elif pair_id in made:  # of other ids, such as "a-b" and "c" after "a" and "b-c"
+                pair_id = f"{pair_id}~{row.number}"
+            made.add(pair_id)
             pair = {"pair_id": pair_id, "query_id": query_id, "item_id": item_id, "label": label}
             if mapped.mismatch:
                 pair["mismatch"] = self._mismatch(row, mapped.mismatch, label)
