@@ -432,9 +432,12 @@ def serve_command(
 
     bundle = open_bundle(run, _overrides(settings))
     app = build_app(lambda: start_service(bundle, tell=typer.echo), bundle.config.service)
-    typer.echo(f"serving run {run} ({len(bundle.catalogue):,} items) at http://{host}:{port}; Ctrl-C ends it")
+    serving = server(app, host, port, bundle.config.service.deadline_ms / 1000 + 1)
+    listening = serving.config.bind_socket()
+    url = f"http://{host}:{listening.getsockname()[1]}"
+    typer.echo(f"serving run {run} ({len(bundle.catalogue):,} items) at {url}; Ctrl-C ends it")
     try:
-        server(app, host, port, bundle.config.service.deadline_ms / 1000 + 1).run()
+        serving.run(sockets=[listening])
     except KeyboardInterrupt:  # the server has finished what was at work, and then tells of the signal again
         typer.echo("stopped")
 
@@ -473,6 +476,8 @@ def app() -> None:
 
     A LoreError, or a file that cannot be used, is shown as its text, never as a traceback.
     """
+    if sys.platform == "win32":
+        sys.exit("lore: it locks folders and ends processes as POSIX does; on Windows run it inside WSL")
     signal.signal(signal.SIGTERM, _terminated)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # what a terminal's encoding lacks is shown by its number

@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
+from lore_lib import __version__
 from lore_lib.artifacts import read_parquet, write_parquet
-from lore_lib.cli import commands
+from lore_lib.cli import app, commands
 from lore_lib.run.stage import open_stage
 from lore_lib.vertical import stream
 
@@ -98,11 +99,19 @@ def test_a_package_that_is_missing_is_named(
     assert "Traceback" not in result.stderr
 
 
+def test_windows_is_told_of_wsl(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(SystemExit, match="WSL"):
+        app()
+
+
 def test_help_is_quick_to_read_and_names_every_command() -> None:
     result = lore("--help")
     assert result.returncode == 0
     for command in ("run", "report", "doctor", "generate", "kernel"):
         assert command in result.stdout
+    assert "Exit status: 0 done" in result.stdout
+    assert CliRunner().invoke(commands, ["--version"]).stdout == f"lore {__version__}\n"
 
 
 def test_diagnose_names_signs_with_their_evidence_and_a_remedy(kit: Any) -> None:
