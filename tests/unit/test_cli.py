@@ -1,6 +1,8 @@
 """The command line as a user meets it: exit status, text on the right stream, no traceback."""
 
-import os
+import errno
+import io
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +12,10 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from lore_lib import __version__
+from lore_lib import __version__, cli
 from lore_lib.artifacts import read_parquet, write_parquet
 from lore_lib.cli import app, commands
+from lore_lib.errors import ConfigError
 from lore_lib.run.stage import open_stage
 from lore_lib.vertical import stream
 
@@ -63,40 +66,46 @@ def test_a_folder_that_is_a_file_is_named(kit: Any, monkeypatch: pytest.MonkeyPa
     assert "Traceback" not in result.stderr
 
 
-def test_a_file_that_cannot_be_opened_is_named(kit: Any, tmp_path: Path) -> None:
-    home = tmp_path / "home"
-    home.mkdir()
-    (home / "answers.jsonl").symlink_to(home / "answers.jsonl")  # a loop
-    result = lore("convert-gguf", str(home / "answers.jsonl"), "--out", str(home / "model"))
-    assert result.returncode == 1
-    assert "answers.jsonl" in result.stderr
-    assert "Traceback" not in result.stderr
-
-
-def test_hostile_text_in_an_error_moves_no_cursor_and_any_terminal_can_show_it(
-    kit: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("error", "status", "says"),
+    [
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/x"),
+            1,
+            "lore: /x: Permission denied",
+        ),
+        (ModuleNotFoundError("No module named 'uvicorn'", name="uvicorn"), 1, "package uvicorn is missing"),
+        (ConfigError("帽子\x1b[2J\nis no setting"), 2, "lore: \\u5e3d\\u5b50\\x1b[2J\nis no setting\n"),
+    ],
+)
+def test_an_error_ends_in_one_line_that_any_terminal_can_show(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, status: int, says: str
 ) -> None:
-    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
-    result = lore("run", "--set", "帽子\x1b[2J=1")
-    assert result.returncode == 2
-    assert "\x1b" not in result.stderr
-    monkeypatch.setenv("PYTHONIOENCODING", "utf-8")
-    folder = kit.outputs / "帽子\x1b[2J"
-    folder.mkdir(parents=True)
-    assert "\x1b" not in lore("report", "--run", folder.name).stderr
+    def fail(**options: object) -> None:
+        raise error
+
+    told = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(cli, "commands", fail)
+    monkeypatch.setattr(signal, "signal", lambda *handler: None)
+    monkeypatch.setattr(sys, "stderr", told)
+    with pytest.raises(SystemExit) as caught:
+        app()
+    told.flush()
+    assert caught.value.code == status
+    assert says in told.buffer.getvalue().decode()  # type: ignore[attr-defined]
 
 
-def test_a_package_that_is_missing_is_named(
-    kit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "uvicorn.py").write_text(
-        "raise ModuleNotFoundError(\"No module named 'uvicorn'\", name='uvicorn')"
-    )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    result = lore("serve")
-    assert result.returncode == 1
-    assert "package uvicorn is missing" in result.stderr
-    assert "Traceback" not in result.stderr
+@pytest.mark.parametrize(
+    "error", [OSError("a socket of nobody"), ModuleNotFoundError("lore_lib.utils", name="lore_lib.utils")]
+)
+def test_a_mistake_of_our_own_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(**options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "commands", fail)
+    monkeypatch.setattr(signal, "signal", lambda *handler: None)
+    with pytest.raises(type(error)):
+        app()
 
 
 def test_windows_is_told_of_wsl(monkeypatch: pytest.MonkeyPatch) -> None:
