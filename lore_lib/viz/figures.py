@@ -101,7 +101,7 @@ def difference_figure(table: pd.DataFrame, title: str) -> Figure:
             )
         axes.axvline(0, color=GREY, linestyle="dashed", linewidth=1)
         axes.set_title(metric, fontsize=10)
-        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 2.5, 5, 10]))
         axes.xaxis.set_major_formatter(FuncFormatter(_points))
         _tidy(axes, "x")
     grid[0].set_yticks(range(len(names)), names)
