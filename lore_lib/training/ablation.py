@@ -4,12 +4,15 @@ Prompts form a ladder, each rung telling more of the item than the one below. A 
 every train pair once on every rung, and then judges dev pairs from the prompts of each rung. So one model
 stands on all rungs: they differ in evidence and in nothing else, and what is learned of a label on one serves
 the others. A tuning per rung would need as many labels for each to show the same.
+
+Beside it climbs a perfect reader, who learns nothing: whether a line holds evidence is one question, whether
+a model learns from labels to use it is another.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,6 +23,7 @@ import pandas as pd
 from lore_lib.artifacts import read_parquet, write_parquet
 from lore_lib.completion import render_answer
 from lore_lib.config import Config
+from lore_lib.cot.teacher import SymbolicTeacher, read_caption
 from lore_lib.errors import DataError
 from lore_lib.features.build import build_prompts
 from lore_lib.features.template import Template
@@ -27,8 +31,11 @@ from lore_lib.parallel import run_parallel
 from lore_lib.rng import derive_seed, generator
 from lore_lib.sampling.engine import SampleJob, Sampling, chat_text, run_sample_job
 from lore_lib.sampling.intervals import cluster_bootstrap, paired_difference
-from lore_lib.sampling.pass_at_k import expected_chance_pass_at_k, summarise
+from lore_lib.sampling.pass_at_k import PARSED, expected_chance_pass_at_k, summarise
 from lore_lib.training.sft import SftJob, train_sft
+from lore_lib.vertical.definition import Vertical
+from lore_lib.vertical.rules import judge
+from lore_lib.vertical.schema import load_demands
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -206,6 +213,43 @@ def climb(job: LadderJob) -> list[Path]:
     drawn = [run_sample_job(judge) for judge in job.judges]
     shutil.rmtree(job.tune.out, ignore_errors=True)
     return drawn
+
+
+def read_ladder(
+    vertical: Vertical, rungs: Iterable[Rung], tables: Mapping[str, pd.DataFrame], captions: pd.Series
+) -> pd.DataFrame:
+    """What a perfect reader makes of the dev pairs on every rung: how much of each label the rung tells.
+
+    The reader understands every query and knows every rule. Of the item it has the title's category and the
+    price, the CPV and the picture where the rung holds them; what is not stated counts as near.
+
+    Args:
+        vertical: vocabularies and rules.
+        rungs: of the ladder, in order.
+        tables: ``pairs``, ``items``, and ``queries`` with their ``demands``.
+        captions: what is seen on each item's picture, by ``item_id``.
+
+    Returns:
+        Rows for :func:`ladder_table`: system (the rung), pair_id, sample, label, parse_kind, tokens (0).
+
+    Raises:
+        DataError: no dev pairs.
+    """
+    pairs = tables["pairs"][tables["pairs"]["split"] == "dev"]
+    if pairs.empty:
+        raise DataError("pairs: none in split dev; the ladder judges dev")
+    asked = pairs[["pair_id", "query_id", "item_id"]].merge(tables["queries"][["query_id", "demands"]])
+    rows = asked.merge(tables["items"], on="item_id", validate="m:1").to_dict("records")
+    reader, said = SymbolicTeacher(vertical, ()), []
+    for rung in rungs:
+        for row in rows:
+            item = row if "cpv" in rung.sections else {**row, "cpv": "{}"}
+            stated = reader.read_item(item)
+            if "picture" in rung.sections and (caption := captions[row["item_id"]]):
+                stated |= {name: value for value, name in read_caption(vertical, caption) if name}
+            label = judge(vertical, load_demands(row["demands"]), stated).label
+            said.append((rung.name, row["pair_id"], 0, label, PARSED, 0))
+    return pd.DataFrame(said, columns=["system", "pair_id", "sample", "label", "parse_kind", "tokens"])
 
 
 def ladder_table(

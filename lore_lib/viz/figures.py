@@ -200,9 +200,10 @@ def subset_bars(table: pd.DataFrame, title: str, metric: str) -> Figure:
             error_kw={"elinewidth": 1, "capsize": 2, "ecolor": GREY},
             label=system,
         )
-    sizes = table.groupby("subset")["n"].agg(["min", "max"]) if "n" in table else None
-    told = sizes is not None and sizes["min"].eq(sizes["max"]).all() and "n=" not in "".join(subsets)
-    names = [f"{name}\nn={sizes.at[name, 'max']:,}" if told else name for name in subsets]
+    names = subsets
+    if "n" in table and (table.groupby("subset")["n"].nunique() == 1).all() and "n=" not in "".join(subsets):
+        sizes = dict(zip(table["subset"], table["n"], strict=True))
+        names = [f"{name}\nn={sizes[name]:,}" for name in subsets]
     axes.set_xticks(range(len(subsets)), names)
     _share_axis(axes, f"{metric}, 95 % interval")
     return _legend_right(figure, axes)

@@ -24,8 +24,10 @@ from lore_lib.training.ablation import (
     ladder_jobs,
     ladder_prompts,
     ladder_table,
+    read_ladder,
     without_model,
 )
+from lore_lib.vertical.definition import Vertical
 
 Tables = dict[str, pd.DataFrame]
 
@@ -146,6 +148,28 @@ def samples_of(rungs: dict[str, list[str]]) -> pd.DataFrame:
         for i, label in enumerate(labels)
     ]
     return pd.DataFrame(rows, columns=SAMPLE_COLUMNS)
+
+
+def test_a_perfect_reader_gains_what_a_rung_tells_and_needs_no_more_than_cpv_and_picture(
+    world_tables: Tables, captions: "pd.Series[str]", vertical: Vertical
+) -> None:
+    rungs, gold = ladder(load_template("nano")), world_tables["pairs"].query("split == 'dev'")
+    answers = read_ladder(vertical, rungs, world_tables, captions)
+    assert answers.columns.tolist() == ["system", "pair_id", "sample", "label", "parse_kind", "tokens"]
+    table = ladder_table(answers, gold, np.random.default_rng(0), 20).query("pairs == 'all'")
+    title, cpv, sku, picture, full = table.value
+    assert title < cpv == sku < picture == full == 1  # the world's text and picture tell all there is
+    blind = read_ladder(vertical, rungs, world_tables, captions.map(lambda _: None))
+    seen = ladder_table(blind, gold, np.random.default_rng(0), 20).query("pairs == 'all'")
+    assert seen.value.tolist() == [title, cpv, cpv, cpv, cpv]
+
+
+def test_a_perfect_reader_wants_dev_pairs(
+    world_tables: Tables, captions: "pd.Series[str]", vertical: Vertical
+) -> None:
+    train = {**world_tables, "pairs": world_tables["pairs"].query("split == 'train'")}
+    with pytest.raises(DataError, match="none in split dev;"):
+        read_ladder(vertical, ladder(load_template("nano")), train, captions)
 
 
 GOLD = pd.DataFrame(
