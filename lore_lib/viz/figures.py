@@ -139,7 +139,8 @@ def ladder_figure(table: pd.DataFrame, title: str, references: Mapping[str, floa
     axes.set_xlim(0, 1.02)
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set_xlabel("pass@1, 95 % interval over queries")
-    return _legend_right(figure, axes)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    return figure
 
 
 def pass_at_k_curve(table: pd.DataFrame, title: str, labels: int = 4) -> Figure:
