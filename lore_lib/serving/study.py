@@ -44,6 +44,14 @@ FIRST = {
     "llm_load": ("LLM load", ".2f"),
 }
 """Numbers of a summary to read first: what they are called, and how they are written."""
+SHOWN = {
+    "from_cache": "from the cache",
+    "from_llm": "from the LLM",
+    "fallback": "LLM had no time",
+    "misplaced": "misplaced",
+    "macro_f1": "macro-F1",
+}
+"""Numbers that a change of the traffic moves most: what they are called."""
 _SETTING = {"drift per day": "drift_per_day", "error of the counts (sigma)": "frequency_noise"}
 
 
@@ -138,6 +146,7 @@ class Study:
         found = over_seeds(sweep(self.judged, ways, self.times, self.config.seeds))
         scores = found[found["metric"] == "macro_f1"].set_index("way")[["value", "low", "high"]]
         wide = found.pivot(index="way", columns="metric", values="value").join(scores).loc[list(ways)]
+        wide = wide.assign(macro_f1_low=wide["low"], macro_f1_high=wide["high"])
         wide.insert(0, "policy", [way.policy for way in ways.values()])
         return wide.rename_axis(index="way", columns=None).reset_index()
 
