@@ -203,12 +203,13 @@ def test_effects_show_values_intervals_and_chance() -> None:
 
 
 def test_the_ladder_shows_values_pairs_and_what_needs_no_model() -> None:
-    (axes,) = figures.ladder_figure(LADDER, TITLE, {"majority label": 0.3}).axes
+    figure = figures.ladder_figure(LADDER, TITLE, {"majority label": 0.3})
+    (axes,) = figure.axes
     assert [list(bars.lines[0].get_xdata()) for bars in axes.containers] == [
         pytest.approx([0.3, 0.4, 0.5])
     ] * 2
     assert [label.get_text() for label in axes.get_yticklabels()] == list(dict.fromkeys(LADDER.system))
-    legend = [text.get_text() for text in axes.get_legend().get_texts()]
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert set(legend) == {"all pairs (n=240)", "visual pairs (n=40)", "majority label (0.30)"}
 
 
