@@ -24,6 +24,7 @@ from lore_lib.config import Config
 from lore_lib.device import resolve_device
 from lore_lib.errors import EngineError
 from lore_lib.rng import derive_seed
+from lore_lib.sampling.cache import make_room
 
 SAMPLE_COLUMNS = [
     "system", "pair_id", "query_id", "sample", "completion", "label", "parse_kind", "tokens", "finish_reason",
@@ -254,6 +255,7 @@ class HfEngine:
             logits_to_keep=1,
         ).past_key_values
         cache.batch_repeat_interleave(sampling.n)
+        make_room(cache, SLICE_TOKENS)
         ids, mask = ids.repeat_interleave(sampling.n, 0), mask.repeat_interleave(sampling.n, 0)
         drawn: list[list[int]] = [[] for _ in range(len(ids))]
         going, left = list(range(len(ids))), sampling.max_completion_tokens
