@@ -21,7 +21,7 @@ from transformers.utils import logging
 from lore_lib.artifacts import project_root, read_parquet, write_parquet
 from lore_lib.completion import reader_of
 from lore_lib.config import Config
-from lore_lib.device import resolve_device
+from lore_lib.device import out_of_memory, resolve_device
 from lore_lib.errors import EngineError
 from lore_lib.parallel import run_parallel
 from lore_lib.rng import derive_seed
@@ -221,7 +221,7 @@ class HfEngine:
             By text, by completion: its tokens, the end token included where it was reached.
 
         Raises:
-            EngineError: too little memory on the accelerator.
+            EngineError: too little memory.
         """
         if not texts:
             return []
@@ -235,7 +235,9 @@ class HfEngine:
                 torch.manual_seed(derive_seed(sampling.seed, "sample", sampling.first + start))
                 try:
                     drawn = self._batch([texts[i] for i in rows], sampling)
-                except torch.OutOfMemoryError as error:
+                except RuntimeError as error:
+                    if not out_of_memory(error):
+                        raise
                     raise EngineError(
                         f"out of memory with {len(rows) * sampling.n} completions at once: lower "
                         "sampling.batch_completions, then sampling.max_completion_tokens"
