@@ -12,20 +12,20 @@ from transformers.cache_utils import DynamicLayer
 
 
 class RoomyLayer(DynamicLayer):
-    """A layer that copies what it holds once every ``room`` tokens; its numbers are those of its base class.
+    """A layer that copies what it holds only when its room is used up; its numbers are those of its base class.
 
     ``keys`` and ``values``, (rows, heads, tokens, head size), are views of the front of a larger tensor each.
 
     Args:
         layer: what has been read so far.
-        room: tokens.
+        room: tokens that fit before what is held is copied again.
     """
 
     def __init__(self, layer: DynamicLayer, room: int) -> None:
         super().__init__()
         self.lazy_initialization(layer.keys, layer.values)
         self.keys, self.values, self._room = layer.keys, layer.values, room
-        self._whole = (self.keys, self.values)
+        self._whole: tuple[torch.Tensor, ...] = (self.keys, self.values)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
