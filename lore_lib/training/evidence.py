@@ -210,7 +210,7 @@ def student_table(
         for subset, part in groups.items():
             if part.empty:
                 continue
-            for metric, column in (("pass@1", "pass_at_1"), (f"pass@{k}", "pass_at_k")):
+            for metric, column in {"pass@1": "pass_at_1", f"pass@{k}": "pass_at_k"}.items():
                 values = np.array([frame.loc[part["pair_id"], column] for frame in scored.values()])
                 low, high = cluster_bootstrap(values.mean(axis=0), part["query_id"], resamples, rng)
                 by_seed = values.mean(axis=1)

@@ -193,3 +193,6 @@ def test_scores_are_means_over_pairs_and_seeds() -> None:
         "pass@1", "pass@2", "parse rate", "the teacher alone",
     ]  # fmt: skip
     assert [name for metric, name in shown.columns if metric == "pass@1"] == list(SUBSETS)
+    first = student_table(samples[samples["sample"] == 0], gold, 1, np.random.default_rng(0), 50)
+    assert first.metric.unique().tolist() == ["pass@1"], "one try is scored once"
+    assert first.groupby("subset").size().max() == 1
