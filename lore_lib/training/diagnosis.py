@@ -64,7 +64,7 @@ class Artefacts:
         pairs: pair_id, query_id, label, kind.
         samples: of the tuned arms: `sampling.engine.SAMPLE_COLUMNS`.
         tuned: of the models after reinforcement learning: likewise.
-        history: of the recipe's runs: `training.grpo.history_rows`.
+        history: of the recipe's runs: `training.grpo_rows.history_rows`.
         probes: likewise, one row per look.
     """
 
