@@ -82,7 +82,8 @@ class Rollout:
     def __call__(self, prompts: list[str], trainer: GRPOTrainer) -> dict[str, Any]:
         """Tokens of as many groups as ``prompts`` holds, their labels, and what was drawn for them.
 
-        Each process draws its own share, with draws of its own.
+        Each process draws its own share, with draws and refills of its own: a run in two processes sees other
+        completions than a run in one. Of equal completions both make the same update.
         """
         job, n, tokenizer = self.job, self.job.completions_per_prompt, trainer.processing_class
         process, wanted = trainer.accelerator.process_index, len(prompts) // n

@@ -53,7 +53,7 @@ from lore_lib.training.grpo_rows import (
     run_rows,
     variant_rows,
 )
-from lore_lib.training.launch import train_all, write_job
+from lore_lib.training.launch import launch_command, train_all, write_job
 from lore_lib.training.lean import LeanTrainer
 from lore_lib.training.looks import BEST, PROBES, last_whole_checkpoint, replace_folder, settle
 from lore_lib.training.rewards import Grading, reward, reward_functions
@@ -277,45 +277,55 @@ def answering_job(tiny_model: Path, tmp_path: Path, job: GrpoJob) -> GrpoJob:
     """From a model that has learnt the form of an answer, so that rewards differ and weights move."""
     frame = pd.DataFrame({"pair_id": [f"p{i}" for i in range(32)]})
     frame["prompt"] = [f"query: navy dress\ntitle: dress\nprice: {i % 6}" for i in range(32)]
-    frame["completion"] = [f"<think>\ndress\n</think>\n[L{1 + i % 4}]" for i in range(32)]
+    frame["completion"] = [f"[L{1 + i % 4}]" for i in range(32)]
     rows = write_parquet(frame, tmp_path / "rows.parquet")
-    tuned = SftJob("naive", str(tiny_model), rows, tmp_path / "tuned", 12, 1e-2, 8, 0.1, 256, 1000)
-    longer = {"max_completion_tokens": 24, "completions_per_prompt": 8, "rollouts": 6, "probe_n": 8}
-    return replace(job, base=str(train_sft(tuned)), device="cpu", **longer)
+    tuned = SftJob("direct", str(tiny_model), rows, tmp_path / "tuned", 12, 1e-2, 8, 0.1, 256, 1000)
+    return replace(
+        job,
+        base=str(train_sft(tuned)),
+        device="cpu",
+        max_completion_tokens=12,
+        completions_per_prompt=8,
+        rollouts=6,
+        learning_rate=1e-3,
+        patience_looks=6,
+    )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("checkpoint", [2, 6])
-def test_a_run_killed_from_outside_ends_with_the_rows_of_a_whole_one(
-    answering_job: GrpoJob, tmp_path: Path, checkpoint: int
+def test_a_run_killed_twice_from_outside_ends_with_the_rows_of_a_whole_one(
+    answering_job: GrpoJob, tmp_path: Path
 ) -> None:
-    """SIGKILL, at whatever it is doing once a checkpoint is there."""
-    job = answering_job
-    train_grpo(job)
-    history, probes = run_rows(job.out)
+    """SIGKILL, at whatever it is doing once a checkpoint is there; then again, later in the resumed run."""
+    train_grpo(answering_job)
+    history, probes = run_rows(answering_job.out)
     assert history.parse_rate.max() > 0.2
     assert history.grad_norm.max() > 0
-    killed = replace(job, out=tmp_path / "killed")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lore_lib.training.launch", str(write_job(killed, tmp_path / "job.json"))],
-        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        until = time.monotonic() + 120
-        while not (killed.out / f"checkpoint-{checkpoint}").exists() and time.monotonic() < until:
-            time.sleep(0.002)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert (killed.out / f"checkpoint-{checkpoint}").exists()
-    assert not (killed.out / FINISHED).exists()
+    killed = replace(answering_job, out=tmp_path / "killed")
+    command = [sys.executable, "-m", "lore_lib.training.launch", str(write_job(killed, tmp_path / "job"))]
+    for checkpoint in (2, 6):
+        process = subprocess.Popen(
+            command,
+            env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            until = time.monotonic() + 120
+            while not (killed.out / f"checkpoint-{checkpoint}").exists() and time.monotonic() < until:
+                time.sleep(0.002)
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        assert (killed.out / f"checkpoint-{checkpoint}").exists()
+        assert not (killed.out / FINISHED).exists()
     train_grpo(killed)
     again = run_rows(killed.out)
     pd.testing.assert_frame_equal(again[0].assign(seconds=0), history.assign(seconds=0))
     pd.testing.assert_frame_equal(again[1], probes)
-    whole, resumed = (load_file(folder / BEST / "model.safetensors") for folder in (job.out, killed.out))
+    whole, resumed = (
+        load_file(folder / BEST / "model.safetensors") for folder in (answering_job.out, killed.out)
+    )
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
@@ -723,3 +733,45 @@ def test_two_processes_share_every_rollout(job: GrpoJob, tmp_path: Path) -> None
     assert np.isfinite(history.grad_norm).all()
     assert history.refill_share.dropna().tolist() == [2.0, 2.0], "a random model: every group is flat"
     assert probes.rollout.tolist() == [0, 1, 2]
+
+
+DEALT = """
+import sys
+from lore_lib.training import launch, rollout
+
+def deal(self, asked, trainer, refill):
+    chains = [[f"<think>\\n{'x ' * i}\\n</think>\\n[L{1 + (i + n) % 4}]" for n in range(4)] for i in asked]
+    return [trainer.processing_class(group, add_special_tokens=False)["input_ids"] for group in chains]
+
+rollout.Rollout._draw = deal
+launch.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_updates_of_one_where_they_hold_the_same_completions(
+    job: GrpoJob, tmp_path: Path
+) -> None:
+    """With one update per rollout: of several, TRL deals the completions to the updates in another order.
+
+    Sums are taken in another order too: float32 rounding, which Adam carries on.
+    """
+    script = tmp_path / "deal.py"
+    script.write_text(DEALT, encoding="utf-8")
+    whole = replace(job, device="cpu", variant=Variant("on_policy"), max_completion_tokens=24)
+    norms = {}
+    for processes in (1, 2):
+        run = replace(whole, out=tmp_path / f"{processes}")
+        file = write_job(run, tmp_path / f"{processes}.json")
+        launcher = launch_command(file, RuntimeConfig(processes=processes, accelerate="cpu"))[:-3]
+        command = [*launcher, str(script), str(file)] if processes > 1 else [sys.executable, script, file]
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        history, _ = run_rows(run.out)
+        assert (history.idle_share == 0).all()
+        norms[processes] = history.grad_norm.tolist()
+    assert len(norms[1]) == 3
+    assert min(norms[1]) > 0.01
+    assert norms[2] == pytest.approx(norms[1], rel=1e-3)
