@@ -445,7 +445,7 @@ PROFILE_TABLE: dict[str, tuple[Any, Any, Any]] = {
     "sft.checkpoint_steps": (20, None, 100),
     "sampling.engine": (None, None, "vllm"),
     "sampling.max_completion_tokens": (None, 256, 1024),
-    "sampling.batch_completions": (None, 64, 4096),
+    "sampling.batch_completions": (None, 64, 64),
     "sampling.pool_pairs": (40, None, 20_000),
     "sampling.pool_n": (8, None, None),
     "sampling.bootstrap": (200, None, None),

@@ -210,7 +210,7 @@ def training_curves(rows: pd.DataFrame, title: str) -> Figure:
 
     Args:
         rows: long form: rollout, seed, panel, series, value, as `health_rows` and `variant_rows` of
-            `training.grpo` give them. Panels and series appear in the order given; series that all share
+            `training.grpo_rows` give them. Panels and series appear in the order given; series that all share
             get one legend.
         title: what is seen.
     """

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from lore_lib.artifacts import write_parquet
 from lore_lib.config import RuntimeConfig, load_config
 from lore_lib.errors import ConfigError, EngineError
-from lore_lib.training.grpo import grpo_job
+from lore_lib.training.grpo_job import grpo_job
 from lore_lib.training.launch import launch_command, read_job, train_all, write_job
 from lore_lib.training.sft import FINISHED, SftJob, train_sft, training_history
 
