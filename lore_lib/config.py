@@ -100,6 +100,7 @@ class CotConfig(_Frozen):
     pairs: int = Field(default=2400, ge=1)  # train pairs in each set, before the funnel
     teacher: Literal["symbolic", "openai", "hf", "vllm"] = "symbolic"  # symbolic is a mock of a large model
     teacher_model: str = ""  # name at the endpoint (openai), folder or hub name (hf, vllm)
+    teacher_engine: dict[str, Any] = {}  # further arguments of vLLM's engine, such as tensor_parallel_size
     teacher_url: str = "http://localhost:8000/v1"  # OpenAI-compatible; its key is in OPENAI_API_KEY, if any
     teacher_samples: int = Field(default=1, ge=1)  # chains per pair; the majority's label is the teacher's
     teacher_temperature: float = Field(default=0.0, ge=0)  # 0 is greedy
@@ -125,6 +126,15 @@ class CotConfig(_Frozen):
     on_policy_samples: int = Field(default=4, ge=1)  # chains the student writes per train pair
 
     _teacher_url = field_validator("teacher_url")(_no_secret)
+
+    @field_validator("teacher_engine")
+    @classmethod
+    def _engine_runs_no_code(cls, engine: dict[str, Any]) -> dict[str, Any]:
+        if refused := sorted({"model", "trust_remote_code"} & set(engine)):
+            raise ValueError(
+                f"{refused[0]} is not set here: the model is cot.teacher_model, and its code is never run"
+            )
+        return engine
 
     @model_validator(mode="after")
     def _teacher_can_teach(self) -> "CotConfig":

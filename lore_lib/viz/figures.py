@@ -174,7 +174,8 @@ def subset_bars(table: pd.DataFrame, title: str, metric: str) -> Figure:
 
     Args:
         table: subset, system, value, low, high; with a column n, the same for all systems of a subset, it
-            stands under the subset.
+            stands under the subset; where a value is a mean over trainings, also (seeds, more than one) the
+            lowest and highest of them, which are drawn as rings.
         title: what is seen.
         metric: its name, for the axis.
     """
@@ -185,10 +186,14 @@ def subset_bars(table: pd.DataFrame, title: str, metric: str) -> Figure:
         return figure
     subsets, systems = list(dict.fromkeys(table["subset"])), list(dict.fromkeys(table["system"]))
     width = 0.8 / len(systems)
+    trainings = int(table["seeds"].max()) if "lowest" in table else 1
     for index, system in enumerate(systems):
         rows = table[table["system"] == system].set_index("subset").reindex(subsets)
+        places = np.arange(len(subsets)) + (index - (len(systems) - 1) / 2) * width
+        for end in ("lowest", "highest") if trainings > 1 else ():
+            axes.plot(places, rows[end], "o", markersize=3, color="black", markerfacecolor="white", zorder=3)
         axes.bar(
-            np.arange(len(subsets)) + (index - (len(systems) - 1) / 2) * width,
+            places,
             rows["value"],
             width * 0.92,
             yerr=_arms(rows),
@@ -202,6 +207,8 @@ def subset_bars(table: pd.DataFrame, title: str, metric: str) -> Figure:
         names = [f"{name}\nn={sizes[name]:,}" for name in subsets]
     axes.set_xticks(range(len(subsets)), names)
     _share_axis(axes, f"{metric}, 95 % interval")
+    if trainings > 1:
+        axes.set_ylabel(f"{metric}, mean of {trainings} trainings\n(rings: lowest, highest; whiskers: 95 %)")
     return _legend_right(figure, axes)
 
 

@@ -248,6 +248,17 @@ def test_delays_are_labelled_in_units_of_time() -> None:
     assert axes.xaxis.get_major_formatter()(0.001) == "1 ms"
 
 
+def test_bars_over_several_trainings_show_the_lowest_and_the_highest() -> None:
+    spread = SUBSETS.assign(seeds=3, lowest=SUBSETS["value"] - 0.05, highest=SUBSETS["value"] + 0.04)
+    (axes,) = figures.subset_bars(spread, TITLE, "pass@1").axes
+    rings = [line for line in axes.get_lines() if line.get_marker() == "o"]
+    drawn = sorted(height for line in rings for height in line.get_ydata())
+    assert drawn == pytest.approx(sorted([*spread["lowest"], *spread["highest"]]))
+    assert "mean of 3 trainings" in axes.get_ylabel()
+    (axes,) = figures.subset_bars(spread.assign(seeds=1), TITLE, "pass@1").axes
+    assert not [line for line in axes.get_lines() if line.get_marker() == "o"]
+
+
 def test_rows_are_not_changed() -> None:
     before = SUBSETS.copy(deep=True)
     figures.subset_bars(SUBSETS, TITLE, "acc@4")
