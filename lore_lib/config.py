@@ -239,6 +239,22 @@ class RairConfig(_Frozen):
     encoder: str = ""  # of the cosine judge: folder or hub name; "bundled" is the extra's; "" leaves it out
     judge_model: str = ""  # a further judge, by its name at the endpoint below; "" for none
     judge_url: str = "http://localhost:8000/v1"  # OpenAI-compatible; its key is in OPENAI_API_KEY, if any
+    intents: Literal["told", "rules", "openai"] = "told"  # of your queries: their table, your words, a model
+    intents_model: str = ""  # name at the endpoint (openai)
+    intents_url: str = "http://localhost:8000/v1"  # OpenAI-compatible; its key is in OPENAI_API_KEY, if any
+    pixel_seeds: tuple[int, ...] = (
+        0,
+        1,
+    )  # trainings that read pixels in place of captions; () = none
+    pixel_epochs: float = Field(default=1, gt=0)  # passes over their pairs
+
+    _judge_url = field_validator("judge_url", "intents_url")(_no_secret)
+
+    @model_validator(mode="after")
+    def _intents_can_be_asked(self) -> "RairConfig":
+        if self.intents == "openai" and not self.intents_model:
+            raise ValueError("intents=openai needs the model's name at the endpoint; set rair.intents_model")
+        return self
 
 
 class ServingConfig(_Frozen):
@@ -457,6 +473,7 @@ PROFILE_TABLE: dict[str, tuple[Any, Any, Any]] = {
     "grpo.probe_pairs": (12, 120, None),
     "rair.bootstrap": (200, None, None),
     "rair.limit": (12, None, None),
+    "rair.pixel_seeds": ((0,), None, ()),
     "serving.requests": (20_000, None, 10_000_000),
     "serving.seeds": ((0, 1), None, None),
     "serving.queries": (2000, None, 1_000_000),
