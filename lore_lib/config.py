@@ -246,7 +246,8 @@ class RairConfig(_Frozen):
         0,
         1,
     )  # trainings that read pixels in place of captions; () = none
-    pixel_epochs: float = Field(default=1, gt=0)  # passes over their pairs
+    pixel_pairs: int = Field(default=800, ge=1)  # train pairs of each, and of their rivals, read once
+    pixel_learning_rate: float = Field(default=1e-3, gt=0)  # peak of the schedule
 
     _judge_url = field_validator("judge_url", "intents_url")(_no_secret)
 
@@ -474,6 +475,8 @@ PROFILE_TABLE: dict[str, tuple[Any, Any, Any]] = {
     "rair.bootstrap": (200, None, None),
     "rair.limit": (12, None, None),
     "rair.pixel_seeds": ((0,), None, ()),
+    "rair.pixel_pairs": (32, None, None),
+    "rair.pixel_learning_rate": (None, 1e-4, None),
     "serving.requests": (20_000, None, 10_000_000),
     "serving.seeds": ((0, 1), None, None),
     "serving.queries": (2000, None, 1_000_000),

@@ -1,15 +1,16 @@
 """Pixels in place of captions: a small encoder gives the student a few soft tokens for the picture's line.
 
 The student is the same causal language model. Its embeddings of ``PICTURE_TOKENS`` placeholders are replaced
-by what :class:`PatchEncoder` makes of the picture, as vision-language models do (LLaVA, arXiv 2304.08485),
-and both are tuned together on the same chains. For pictures of the synthetic world, 32 x 32; a run on
-photographs wants a vision-language model whose encoder has been pretrained.
+by what :class:`PatchEncoder` makes of the picture, as vision-language models do (LLaVA, arXiv 2304.08485): a
+first lesson in naming what captioned pictures show, then both are tuned together on chains. For pictures of
+the synthetic world, 32 x 32; a run on photographs wants a vision-language model, whose encoder has seen more.
 """
 
 from __future__ import annotations
 
 import io
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from datasets import Dataset
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+)
 from transformers.trainer_utils import get_last_checkpoint
 
 from lore_lib.artifacts import read_parquet, write_parquet
@@ -39,6 +45,12 @@ PICTURE_TOKENS = 4
 
 PICTURE = "<|picture|>"
 """Where they go in a prompt. No text of a seller or shopper can hold it: its brackets are neutralised."""
+
+SHARPNESS = 20
+"""By which the cosine of a soft token and a word is multiplied in the first lesson."""
+
+LESSON_EPOCHS, LESSON_RATE = 8, 4e-3
+"""Of the first lesson: some seconds for the pictures of the bundled world."""
 
 _MARK = "\ufffc"  # what the picture's line holds until PICTURE takes its place: one unlikely character
 _IGNORED = -100
@@ -83,7 +95,7 @@ def pixels(picture: bytes) -> np.ndarray:
         raise DataError(
             f"a picture of {len(picture)} bytes cannot be read; give PNG or JPEG bytes"
         ) from error
-    return np.asarray(small, np.uint8).transpose(2, 0, 1)
+    return np.array(small, np.uint8).transpose(2, 0, 1)
 
 
 def pixel_prompts(
@@ -150,7 +162,7 @@ def encode(
         "input_ids": asked + taught,
         "seen": [False] * len(head) + [True] * len(soft) + [False] * (len(tail) + len(taught)),
         "labels": [_IGNORED] * len(asked) + taught,
-        "pixels": pixels(picture).tolist() if mark else [],
+        "pixels": pixels(picture) if mark else None,
     }
 
 
@@ -161,8 +173,8 @@ def collate(rows: Sequence[Mapping[str, Any]], pad: int, side: str = "right") ->
         tensors = [torch.tensor(column, dtype=dtype) for column in columns]
         return pad_sequence(tensors, batch_first=True, padding_value=value, padding_side=side)
 
-    columns = {name: [row[name] for row in rows] for name in ("input_ids", "seen", "labels", "pixels")}
-    shown = np.array([picture for picture in columns["pixels"] if len(picture)], np.uint8)
+    columns = {name: [row[name] for row in rows] for name in ("input_ids", "seen", "labels")}
+    shown = np.array([row["pixels"] for row in rows if row["pixels"] is not None], np.uint8)
     return {
         "input_ids": padded(columns["input_ids"], torch.long, pad),
         "seen": padded(columns["seen"], torch.bool, False),
@@ -189,46 +201,115 @@ class _Trainer(Trainer):
         )
 
 
+class _Lesson(nn.Module):
+    """An eye and the words that its soft tokens are to be nearest to, among all that the model knows."""
+
+    words: Tensor
+
+    def __init__(self, eye: PatchEncoder, words: Tensor) -> None:
+        super().__init__()
+        self.eye = eye
+        self.register_buffer("words", nn.functional.normalize(words.detach(), dim=-1), persistent=False)
+
+    def forward(self, pictures: Tensor, said: Tensor) -> dict[str, Tensor]:
+        """Pictures (n, 3, 32, 32) uint8 and the token of each soft token (n, PICTURE_TOKENS) -> the loss."""
+        soft = nn.functional.normalize(self.eye(pictures / 255), dim=-1)
+        return {
+            "loss": nn.functional.cross_entropy(
+                (SHARPNESS * soft @ self.words.T).flatten(0, 1), said.flatten()
+            )
+        }
+
+
+def teach_eye(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, lessons: pd.DataFrame, seed: int
+) -> None:
+    """Teach a model's eye, and nothing else of it, to name what captioned pictures show.
+
+    The soft tokens of a picture are drawn to the embeddings of its caption's words, in turn: of "navy,
+    striped" to navy, striped, navy, striped. Without this first lesson the few chains that speak of a colour
+    teach it next to nothing.
+
+    Args:
+        model: with an eye.
+        tokenizer: of the model.
+        lessons: picture, caption (values with ", " between them); of no pair that is judged.
+        seed: of the order.
+
+    Raises:
+        DataError: no captioned picture.
+    """
+    told = lessons[lessons["caption"].map(bool) & (lessons["picture"].map(len) > 0)]
+    if told.empty:
+        raise DataError(f"none of {len(lessons)} train items has a picture and a caption; pixels need a few")
+    words = [[f" {value}" for value in caption.split(", ")] for caption in told["caption"]]
+    tokens = [tokenizer("".join(values), add_special_tokens=False)["input_ids"] for values in words]
+    said = [torch.tensor((ids * PICTURE_TOKENS)[:PICTURE_TOKENS]) for ids in tokens]
+    shown = [torch.from_numpy(pixels(picture)) for picture in told["picture"]]
+    eye = model.get_submodule("eye")
+    assert isinstance(eye, PatchEncoder)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            folder,
+            num_train_epochs=LESSON_EPOCHS,
+            learning_rate=LESSON_RATE,
+            per_device_train_batch_size=16,
+            lr_scheduler_type="cosine",
+            seed=seed,
+            save_strategy="no",
+            disable_tqdm=True,
+            report_to="none",
+            use_cpu=model.device.type == "cpu",
+        )
+        rows = [{"pictures": one, "said": two} for one, two in zip(shown, said, strict=True)]
+        lesson = _Lesson(eye, model.get_input_embeddings().weight)
+        trainer = Trainer(lesson, arguments, train_dataset=rows)
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+
+
 @dataclass(frozen=True)
 class PixelJob:
-    """Tune one student that reads pixels and let it judge; picklable, for
-    :func:`lore_lib.parallel.run_parallel`.
+    """Tune one student and let it judge; picklable, for :func:`lore_lib.parallel.run_parallel`.
 
     Attributes:
-        tune: its training; the rows have a column ``picture`` as well (from :func:`pixel_prompts`).
-        asked: Parquet file with pair_id, prompt, picture of the pairs to judge.
-        answers: Parquet file to write; when it is there already it is kept.
+        tune: its training; the rows have a column ``picture`` as well (from :func:`pixel_prompts`). Prompts
+            without ``PICTURE`` make a student of words alone, on the same schedule.
+        lessons: Parquet file with picture, caption: what the eye learns first.
+        judges: Parquet files with pair_id, prompt, picture of the pairs to judge, and where the answers go;
+            files that are there already are kept.
         max_completion_tokens: of an answer, which is greedy.
         batch_completions: decoded at once.
     """
 
     tune: SftJob
-    asked: Path
-    answers: Path
+    lessons: Path
+    judges: tuple[tuple[Path, Path], ...]
     max_completion_tokens: int
     batch_completions: int
 
 
-def run_pixels(job: PixelJob) -> Path:
-    """Do one job and return the file of its answers; finished answers are kept, the model is not."""
-    if not job.answers.exists():
-        model, tokenizer = train_pixels(job.tune)
-        asked = read_parquet(job.asked)
-        write_parquet(
-            judge_pixels(model, tokenizer, asked, job.max_completion_tokens, job.batch_completions),
-            job.answers,
-        )
+def run_pixels(job: PixelJob) -> list[Path]:
+    """Do one job and return the files of its answers; finished answers are kept, the model is not."""
+    answers = [path for _, path in job.judges]
+    if not all(path.exists() for path in answers):
+        model, tokenizer = train_pixels(job.tune, job.lessons)
+        for asked, path in job.judges:
+            rows = read_parquet(asked)
+            said = judge_pixels(model, tokenizer, rows, job.max_completion_tokens, job.batch_completions)
+            write_parquet(said, path)
     shutil.rmtree(job.tune.out, ignore_errors=True)
-    return job.answers
+    return answers
 
 
-def train_pixels(job: SftJob) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Tune a language model and its new eye on the schedule of a job; all weights, whatever ``lora_rank``.
+def train_pixels(job: SftJob, lessons: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Give a language model an eye and tune both on the schedule of a job; all weights, whatever
+    ``lora_rank``.
 
     A killed training goes on from its last checkpoint.
 
     Raises:
-        DataError: no rows, or a row longer than ``max_sequence_tokens`` or with a picture that is none.
+        DataError: no rows, a row longer than ``max_sequence_tokens``, a picture that is none, or no lessons.
         ArtifactError: the folder holds the checkpoints of another job.
     """
     tokenizer, rows = load_tokenizer(job.base), read_parquet(job.rows)
@@ -240,17 +321,20 @@ def train_pixels(job: SftJob) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
             f"{len(data)} rows of up to {longest} tokens; give at least 1, and none longer than "
             f"max_sequence_tokens={job.max_sequence_tokens}: --set sft.max_sequence_tokens={longest}"
         )
+    claim_folder(job, job.out, ("rows", "out", "device", "pairs_at_once", "checkpoint_steps"))
     model = load_model(job.base, job.dtype, job.device)
     attach_eye(model, job.seed)
-    claim_folder(job, job.out, ("rows", "out", "device", "pairs_at_once", "checkpoint_steps"))
+    begun = get_last_checkpoint(str(job.out))
+    if begun is None and rows["prompt"].str.contains(PICTURE, regex=False).any():
+        teach_eye(model, tokenizer, read_parquet(lessons), job.seed)
     arguments = sft_config(job)
     arguments.remove_unused_columns = False
     arguments.train_sampling_strategy = "group_by_length"
     pad = tokenizer.pad_token_id
-    trainer = _Trainer(model, arguments, lambda batch: collate(batch, pad), Dataset.from_list(data))
+    trainer = _Trainer(model.train(), arguments, lambda batch: collate(batch, pad), data)
     trainer.remove_callback(PrinterCallback)
     with quiet_trl():
-        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(job.out)))
+        trainer.train(resume_from_checkpoint=begun)
     return model.eval(), tokenizer
 
 
@@ -296,3 +380,14 @@ def judge_pixels(
             written[place] = (read.label, read.kind, told.text, told.tokens)
     answers = [(pair_id, *written[place]) for place, pair_id in enumerate(asked["pair_id"])]
     return pd.DataFrame(answers, columns=["pair_id", "label", "parse_kind", "completion", "tokens"])
+
+
+@torch.no_grad()
+def nearest_words(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pictures: Sequence[bytes]
+) -> list[list[str]]:
+    """The word whose embedding is nearest by cosine to each soft token of each picture."""
+    shown = torch.from_numpy(np.stack([pixels(picture) for picture in pictures])).to(model.device)
+    words = nn.functional.normalize(model.get_input_embeddings().weight, dim=-1)
+    soft = nn.functional.normalize(model.get_submodule("eye")(shown.to(words) / 255), dim=-1)
+    return [[tokenizer.decode(token).strip() for token in row] for row in (soft @ words.T).argmax(-1)]
