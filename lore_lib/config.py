@@ -249,6 +249,23 @@ class RairConfig(_Frozen):
     encoder: str = ""  # of the cosine judge: folder or hub name; "bundled" is the extra's; "" leaves it out
     judge_model: str = ""  # a further judge, by its name at the endpoint below; "" for none
     judge_url: str = "http://localhost:8000/v1"  # OpenAI-compatible; its key is in OPENAI_API_KEY, if any
+    intents: Literal["told", "rules", "openai"] = "told"  # of your queries: their table, your words, a model
+    intents_model: str = ""  # name at the endpoint (openai)
+    intents_url: str = "http://localhost:8000/v1"  # OpenAI-compatible; its key is in OPENAI_API_KEY, if any
+    pixel_seeds: tuple[int, ...] = (
+        0,
+        1,
+    )  # trainings that read pixels in place of captions; () = none
+    pixel_pairs: int = Field(default=800, ge=1)  # train pairs of each, and of their rivals, read once
+    pixel_learning_rate: float = Field(default=1e-3, gt=0)  # peak of the schedule
+
+    _judge_url = field_validator("judge_url", "intents_url")(_no_secret)
+
+    @model_validator(mode="after")
+    def _intents_can_be_asked(self) -> "RairConfig":
+        if self.intents == "openai" and not self.intents_model:
+            raise ValueError("intents=openai needs the model's name at the endpoint; set rair.intents_model")
+        return self
 
     _judge_url = field_validator("judge_url")(_no_secret)
 
@@ -471,6 +488,9 @@ PROFILE_TABLE: dict[str, tuple[Any, Any, Any]] = {
     "grpo.probe_pairs": (12, 120, None),
     "rair.bootstrap": (200, None, None),
     "rair.limit": (12, None, None),
+    "rair.pixel_seeds": ((0,), None, ()),
+    "rair.pixel_pairs": (32, None, None),
+    "rair.pixel_learning_rate": (None, 1e-4, None),
     "serving.requests": (20_000, None, 10_000_000),
     "serving.seeds": ((0, 1), None, None),
     "serving.queries": (2000, None, 1_000_000),

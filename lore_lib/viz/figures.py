@@ -329,6 +329,46 @@ def confusion_heatmap(matrix: ArrayLike, title: str) -> Figure:
     return figure
 
 
+def drop_heatmap(table: pd.DataFrame, title: str) -> Figure:
+    """What is lost where: a cell per removal and group of pairs, with its interval; bold where it excludes 0.
+
+    Args:
+        table: removed, group, drop, low, high, n in their order, as `rair.probes.drop_table` gives them.
+        title: what is seen.
+    """
+    removed, groups = list(dict.fromkeys(table["removed"])), list(dict.fromkeys(table["group"]))
+    cells = table.set_index(["removed", "group"])
+    drops = cells["drop"].unstack().reindex(index=removed, columns=groups)
+    figure, axes = _canvas(title)
+    span = max(0.1, float(drops.abs().max().max()))
+    sns.heatmap(
+        drops,
+        cmap="RdBu_r",
+        vmin=-span,
+        vmax=span,
+        ax=axes,
+        linewidths=1,
+        cbar_kws={"label": "accuracy lost"},
+        xticklabels=[f"{group}\n(n={n})" for group, n in cells["n"].groupby("group").first()[groups].items()],
+    )
+    for one in table.to_dict("records"):
+        at = groups.index(one["group"]) + 0.5, removed.index(one["removed"]) + 0.5
+        text = f"{one['drop']:+.2f}\n[{one['low']:+.2f}, {one['high']:+.2f}]"
+        sure = one["low"] > 0 or one["high"] < 0
+        axes.text(
+            *at,
+            text,
+            ha="center",
+            va="center",
+            color="white" if abs(one["drop"]) > 0.6 * span else "black",
+            weight="bold" if sure else "normal",
+        )
+    axes.tick_params(axis="y", rotation=0)
+    axes.set_xlabel("pairs that need")
+    axes.set_ylabel("taken away")
+    return figure
+
+
 def latency_cdf(latencies_ms: Mapping[str, NDArray[np.float64]], title: str) -> Figure:
     """Share of requests answered within a time, one line per policy or route.
 

@@ -116,6 +116,13 @@ LABELS = pd.DataFrame(
     [{"group": g, "label": name, "pairs": 100} for g in ("train", "test") for name in ("L1", "L3", "L4")]
 )
 TIMES = {"all LLM": np.geomspace(50, 5000, 200), "all student": np.geomspace(1, 9, 200)}
+DROPS = pd.DataFrame(
+    [
+        {"removed": removed, "group": group, "n": 29 + 10 * at, **interval(0.2 * (at == row) - 0.02)}
+        for row, removed in enumerate(("knowledge", "vision", "rules"))
+        for at, group in enumerate(("knowledge", "visual", "boundary", "plain"))
+    ]
+).rename(columns={"value": "drop"})
 CONFUSION = np.array([[8, 1, 0, 0, 1], [2, 7, 1, 0, 0], [0, 0, 0, 0, 0], [0, 0, 3, 7, 0]])
 
 DRAWN: dict[str, Callable[[], Figure]] = {
@@ -130,6 +137,7 @@ DRAWN: dict[str, Callable[[], Figure]] = {
     "loss_curves": lambda: figures.loss_curves(LOSSES, TITLE),
     "funnel_bars": lambda: figures.funnel_bars(FUNNEL, TITLE),
     "confusion_heatmap": lambda: figures.confusion_heatmap(CONFUSION, TITLE),
+    "drop_heatmap": lambda: figures.drop_heatmap(DROPS, TITLE),
     "latency_cdf": lambda: figures.latency_cdf(TIMES, TITLE),
     "tradeoff_figure": lambda: figures.tradeoff_figure(POLICIES, TITLE, "macro-F1", 1000),
     "sensitivity_figure": lambda: figures.sensitivity_figure(KNOBS, TITLE),
