@@ -12,7 +12,7 @@ from transformers.cache_utils import DynamicLayer
 
 
 class RoomyLayer(DynamicLayer):
-    """A layer that copies what it holds only when its room is used up; its numbers are those of its base class.
+    """A layer that copies what it holds only when its room is used up; its numbers are its base class's.
 
     ``keys`` and ``values``, (rows, heads, tokens, head size), are views of the front of a larger tensor each.
 
