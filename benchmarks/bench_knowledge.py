@@ -4,7 +4,7 @@
 
 Items of the bundled world, each with an article number in its text (so that no two are kept as one, the worst
 case), of 1,000 shops, with ten rows of the click log each. Every size runs in a process of its own. Seconds
-are of the processor, as other work stretches the wall clock; ``MB`` is the highest resident memory so far,
+are of the processor, as other work stretches the wall clock; ``MiB`` is the highest resident memory so far,
 tables included. ``growth`` is the slope of log seconds over log items: 1.00 is linear.
 
 BM25 is searched for slang (few texts have the word) and for whole queries (common words), by the index's own
@@ -147,25 +147,25 @@ def measure(items: int, say: Callable[[Any], None]) -> None:
 def main() -> None:
     spawn = multiprocessing.get_context("spawn")
     last: dict[str, tuple[int, float]] = {}
-    print(f"{'way':28}{'items':>10}{'of':>10}{'CPU s':>10}{'per second':>12}{'MB':>8}{'growth':>8}")
+    print(f"{'way':28}{'items':>10}{'of':>10}{'CPU s':>10}{'per second':>12}{'MiB':>8}{'growth':>8}")
     for items in sizes_asked(__doc__):
         heard, tell = spawn.Pipe(duplex=False)
         child = spawn.Process(target=measure, args=(items, tell.send))
         child.start()
         tell.close()
         while isinstance((row := heard.recv())[0], str):
-            what, count, seconds, megabytes = row
+            what, count, seconds, mebibytes = row
             before = last.get(what)
             growth = f"{math.log(seconds / before[1]) / math.log(items / before[0]):.2f}" if before else ""
             last[what] = (items, max(seconds, 1e-6))
             rate = f"{count / max(seconds, 1e-6):,.0f}"
             print(
-                f"{what:28}{items:>10,}{count:>10,}{seconds:>10.3f}{rate:>12}{megabytes:>8.0f}{growth:>8}",
+                f"{what:28}{items:>10,}{count:>10,}{seconds:>10.3f}{rate:>12}{mebibytes:>8.0f}{growth:>8}",
                 flush=True,
             )
         size, rare, common, same, ordered = row
         print(
-            f"on disk {size / 2**20:.1f} MB; recall@{TOP} of slang {rare:.4f}, of queries {common:.4f}; "
+            f"on disk {size / 2**20:.1f} MiB; recall@{TOP} of slang {rare:.4f}, of queries {common:.4f}; "
             f"numba: the same {same:.2f}, in the same order {ordered:.2f}",
             flush=True,
         )

@@ -137,6 +137,8 @@ def kit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outputs: Path) -> Kit:
     folder = tmp_path / "project"
     (folder / "notebooks").mkdir(parents=True)
     (folder / "pyproject.toml").write_text('[project]\nname = "lore-kit"\n')
+    for part in ("rules", "verticals/apparel_home"):
+        shutil.copytree(ROOT / "data" / part, folder / "data" / part)
     monkeypatch.setenv("LORE_ROOT", str(folder))
     return Kit(folder, outputs)
 

@@ -148,6 +148,35 @@ def paired_difference(
     return float(gap.mean()), low, high
 
 
+def crossed_bootstrap(
+    values: ArrayLike, clusters: ArrayLike, resamples: int, rng: np.random.Generator
+) -> tuple[float, float, float]:
+    """Mean over trainings and rows, with a 95 % interval that resamples both trainings and whole clusters.
+
+    All trainings are scored on the same rows, so a resample draws trainings and clusters independently. The
+    spread of few trainings is read too small: of three, two thirds of the variance is seen.
+
+    Args:
+        values: (trainings, rows) numbers.
+        clusters: (rows,) the cluster of each row.
+        resamples: how many bootstrap draws.
+        rng: source of the draws.
+
+    Returns:
+        (mean, low, high).
+
+    Example:
+        >>> crossed_bootstrap([[1, 0], [1, 0]], ["a", "b"], 500, np.random.default_rng(0))
+        (0.5, 0.0, 1.0)
+    """
+    table = np.asarray(values, dtype=float)
+    totals = cluster_totals(np.column_stack([table.T, np.ones(table.shape[1])]), clusters)
+    drawn = resample_totals(totals, resamples, rng)
+    weights = rng.multinomial(len(table), np.full(len(table), 1 / len(table)), size=resamples) / len(table)
+    draws = (drawn[:, :-1] * weights).sum(1) / drawn[:, -1]
+    return float(table.mean()), *percentile_interval(draws)
+
+
 def _rows(values: Any) -> Floats:
     array = np.asarray(values, dtype=float)
     return array[:, None] if array.ndim == 1 else array
