@@ -15,6 +15,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib import figure as mpl
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import RendererBase
+from matplotlib.text import Text
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike, NDArray
 
@@ -30,7 +32,18 @@ TITLE_CHARACTERS = 85  # per line
 
 
 class Figure(mpl.Figure):
-    """A matplotlib figure that a notebook shows whatever backend is set."""
+    """A matplotlib figure that a notebook shows whatever backend is set, and in which a "$" is a dollar."""
+
+    def draw(self, renderer: RendererBase) -> None:
+        """Names come from data, and would break or change as formulas; numbers of log axes are formulas."""
+        for axes in self.axes:  # ticks get their words only when somebody asks for them
+            axes.get_xticklabels()
+            axes.get_yticklabels()
+        for text in self.findobj(Text):
+            told = text.get_text()
+            if "$" in told and not told.startswith(r"$\mathdefault{"):
+                text.set_parse_math(False)
+        super().draw(renderer)
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
@@ -143,24 +156,6 @@ def ladder_figure(table: pd.DataFrame, title: str, references: Mapping[str, floa
     return figure
 
 
-def pass_at_k_curve(table: pd.DataFrame, title: str, labels: int = 4) -> Figure:
-    """pass@k over k, one band per system, with the curve of uniform guessing.
-
-    Args:
-        table: system, k, value, low, high.
-        title: what is seen.
-        labels: how many labels a guesser picks from.
-    """
-    figure, axes = _canvas(title)
-    _bands(axes, table, "k", "system")
-    ks = np.arange(table["k"].min(), table["k"].max() + 1)
-    axes.plot(ks, 1 - (1 - 1 / labels) ** ks, color=GREY, linestyle="dashed", label="uniform guessing")
-    axes.set_xticks(sorted(table["k"].unique()))
-    axes.set_xlabel("k (tries)")
-    _share_axis(axes, "unbiased pass@k, 95 % interval")
-    return _legend_right(figure, axes)
-
-
 def strata_bars(counts: pd.DataFrame, title: str) -> Figure:
     """Difficulty strata of each system as shares of its pairs.
 
@@ -179,7 +174,8 @@ def subset_bars(table: pd.DataFrame, title: str, metric: str) -> Figure:
 
     Args:
         table: subset, system, value, low, high; with a column n, the same for all systems of a subset, it
-            stands under the subset.
+            stands under the subset; where a value is a mean over trainings, also (seeds, more than one) the
+            lowest and highest of them, which are drawn as rings.
         title: what is seen.
         metric: its name, for the axis.
     """
@@ -190,10 +186,14 @@ def subset_bars(table: pd.DataFrame, title: str, metric: str) -> Figure:
         return figure
     subsets, systems = list(dict.fromkeys(table["subset"])), list(dict.fromkeys(table["system"]))
     width = 0.8 / len(systems)
+    trainings = int(table["seeds"].max()) if "lowest" in table else 1
     for index, system in enumerate(systems):
         rows = table[table["system"] == system].set_index("subset").reindex(subsets)
+        places = np.arange(len(subsets)) + (index - (len(systems) - 1) / 2) * width
+        for end in ("lowest", "highest") if trainings > 1 else ():
+            axes.plot(places, rows[end], "o", markersize=3, color="black", markerfacecolor="white", zorder=3)
         axes.bar(
-            np.arange(len(subsets)) + (index - (len(systems) - 1) / 2) * width,
+            places,
             rows["value"],
             width * 0.92,
             yerr=_arms(rows),
@@ -207,6 +207,8 @@ def subset_bars(table: pd.DataFrame, title: str, metric: str) -> Figure:
         names = [f"{name}\nn={sizes[name]:,}" for name in subsets]
     axes.set_xticks(range(len(subsets)), names)
     _share_axis(axes, f"{metric}, 95 % interval")
+    if trainings > 1:
+        axes.set_ylabel(f"{metric}, mean of {trainings} trainings\n(rings: lowest, highest; whiskers: 95 %)")
     return _legend_right(figure, axes)
 
 
@@ -215,7 +217,7 @@ def training_curves(rows: pd.DataFrame, title: str) -> Figure:
 
     Args:
         rows: long form: rollout, seed, panel, series, value, as `health_rows` and `variant_rows` of
-            `training.grpo` give them. Panels and series appear in the order given; series that all share
+            `training.grpo_rows` give them. Panels and series appear in the order given; series that all share
             get one legend.
         title: what is seen.
     """
@@ -324,6 +326,46 @@ def confusion_heatmap(matrix: ArrayLike, title: str) -> Figure:
     axes.tick_params(axis="y", rotation=0)
     axes.set_xlabel("predicted label")
     axes.set_ylabel("gold label")
+    return figure
+
+
+def drop_heatmap(table: pd.DataFrame, title: str) -> Figure:
+    """What is lost where: a cell per removal and group of pairs, with its interval; bold where it excludes 0.
+
+    Args:
+        table: removed, group, drop, low, high, n in their order, as `rair.probes.drop_table` gives them.
+        title: what is seen.
+    """
+    removed, groups = list(dict.fromkeys(table["removed"])), list(dict.fromkeys(table["group"]))
+    cells = table.set_index(["removed", "group"])
+    drops = cells["drop"].unstack().reindex(index=removed, columns=groups)
+    figure, axes = _canvas(title)
+    span = max(0.1, float(drops.abs().max().max()))
+    sns.heatmap(
+        drops,
+        cmap="RdBu_r",
+        vmin=-span,
+        vmax=span,
+        ax=axes,
+        linewidths=1,
+        cbar_kws={"label": "accuracy lost"},
+        xticklabels=[f"{group}\n(n={n})" for group, n in cells["n"].groupby("group").first()[groups].items()],
+    )
+    for one in table.to_dict("records"):
+        at = groups.index(one["group"]) + 0.5, removed.index(one["removed"]) + 0.5
+        text = f"{one['drop']:+.2f}\n[{one['low']:+.2f}, {one['high']:+.2f}]"
+        sure = one["low"] > 0 or one["high"] < 0
+        axes.text(
+            *at,
+            text,
+            ha="center",
+            va="center",
+            color="white" if abs(one["drop"]) > 0.6 * span else "black",
+            weight="bold" if sure else "normal",
+        )
+    axes.tick_params(axis="y", rotation=0)
+    axes.set_xlabel("pairs that need")
+    axes.set_ylabel("taken away")
     return figure
 
 
