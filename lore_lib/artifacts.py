@@ -195,6 +195,16 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def read_reference(name: str) -> Any:
+    """Rows of an experiment that was run once and is kept in ``outputs/reference``.
+
+    Args:
+        name: of the file, without ``.json``.
+    """
+    path = project_root() / "outputs" / "reference" / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def file_sha256(path: Path) -> str:
     """Hex sha256 of a file, read in blocks."""
     with path.open("rb") as file:

@@ -282,24 +282,64 @@ def synthesise_command(
 
 @commands.command("build-benchmark", rich_help_panel=BENCHMARK)
 def build_benchmark_command(
-    out: Annotated[Path, typer.Option(help="Folder for the files and their card.")] = Path(
-        "data/benchmarks/rair-mini"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the files and their card; data/benchmarks/rair-mini, or own."),
+    ] = None,
     verticals: Annotated[
         list[str], typer.Option("--vertical", help="Folder under data/verticals; may be repeated.")
     ] = ["apparel_home", "beauty_care", "toys_digital"],  # noqa: B006 - typer copies it
+    intents: Annotated[
+        str,
+        typer.Option(help="Of your queries: told (by their table), rules, openai (rair.intents_model)."),
+    ] = "",
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            help="Answers of the judge that 'hard' pairs defeat: pair_id, label, for each test pair. "
+            "Without: rair.judge_model, else naive Bayes over words."
+        ),
+    ] = None,
+    version: Annotated[str, typer.Option(help="Of your benchmark; raise it when its rows change.")] = "1",
+    profile: Profile = "demo",
+    settings: Settings = None,
 ) -> None:
-    """Build RAIR-mini anew from the verticals' definitions: the same bytes as in the repository."""
+    """Freeze a benchmark: of your own test pairs, or RAIR-mini anew, byte for byte, from a world."""
     from dataclasses import asdict
 
-    from lore_lib.rair.benchmark import save_all
+    from lore_lib.artifacts import outputs_root
+    from lore_lib.config import load_config, require_built
+    from lore_lib.rair.benchmark import BUNDLED, benchmarks_folder, read_answers, save_all
     from lore_lib.rair.builder import Recipe, build_mini
+    from lore_lib.rair.own import OWN, build_own, has_tables
+    from lore_lib.vertical.definition import load_vertical
+    from lore_lib.vertical.tables import load_tables
 
-    recipe = Recipe()
-    built = [build_mini(name, recipe) for name in verticals]
+    own = [name for name in verticals if has_tables(load_vertical(name))]
+    if own and own != verticals:
+        raise ConfigError(
+            f"{', '.join(own)} has tables of its own and {', '.join(set(verticals) - set(own))} has a world: "
+            "they are built by different recipes; build them one by one"
+        )
+    folder = out or benchmarks_folder() / (OWN if own else BUNDLED)
+    recipe, cache, built = Recipe(), outputs_root() / "benchmark-replies", []
+    for name in verticals:
+        if not own:
+            built.append(build_mini(name, recipe))
+            continue
+        chosen = {"rair.intents": intents} if intents else {}
+        config = load_config(profile, name, overrides={**_overrides(settings), **chosen})
+        require_built(config)
+        vertical = load_vertical(name)
+        tables = load_tables(vertical, config.world, config.seed)
+        answers = read_answers(reference) if reference else None
+        made = build_own(config, vertical, tables, cache, f"{folder.name}/{name}", version, answers)
+        built.append(made.benchmark)
+        for note in made.notes:
+            typer.echo(note)
     for benchmark in built:
         typer.echo(f"{benchmark.reference}: {benchmark.counts()}")
-    typer.echo(f"wrote {save_all(built, out, asdict(recipe))}")
+    typer.echo(f"wrote {save_all(built, folder, asdict(recipe))}")
 
 
 @commands.command("score", rich_help_panel=BENCHMARK)

@@ -100,6 +100,7 @@ class CotConfig(_Frozen):
     pairs: int = Field(default=2400, ge=1)  # train pairs in each set, before the funnel
     teacher: Literal["symbolic", "openai", "hf", "vllm"] = "symbolic"  # symbolic is a mock of a large model
     teacher_model: str = ""  # name at the endpoint (openai), folder or hub name (hf, vllm)
+    teacher_engine: dict[str, Any] = {}  # further arguments of vLLM's engine, such as tensor_parallel_size
     teacher_url: str = "http://localhost:8000/v1"  # OpenAI-compatible; its key is in OPENAI_API_KEY, if any
     teacher_samples: int = Field(default=1, ge=1)  # chains per pair; the majority's label is the teacher's
     teacher_temperature: float = Field(default=0.0, ge=0)  # 0 is greedy
@@ -125,6 +126,15 @@ class CotConfig(_Frozen):
     on_policy_samples: int = Field(default=4, ge=1)  # chains the student writes per train pair
 
     _teacher_url = field_validator("teacher_url")(_no_secret)
+
+    @field_validator("teacher_engine")
+    @classmethod
+    def _engine_runs_no_code(cls, engine: dict[str, Any]) -> dict[str, Any]:
+        if refused := sorted({"model", "trust_remote_code"} & set(engine)):
+            raise ValueError(
+                f"{refused[0]} is not set here: the model is cot.teacher_model, and its code is never run"
+            )
+        return engine
 
     @model_validator(mode="after")
     def _teacher_can_teach(self) -> "CotConfig":
@@ -239,6 +249,23 @@ class RairConfig(_Frozen):
     encoder: str = ""  # of the cosine judge: folder or hub name; "bundled" is the extra's; "" leaves it out
     judge_model: str = ""  # a further judge, by its name at the endpoint below; "" for none
     judge_url: str = "http://localhost:8000/v1"  # OpenAI-compatible; its key is in OPENAI_API_KEY, if any
+    intents: Literal["told", "rules", "openai"] = "told"  # of your queries: their table, your words, a model
+    intents_model: str = ""  # name at the endpoint (openai)
+    intents_url: str = "http://localhost:8000/v1"  # OpenAI-compatible; its key is in OPENAI_API_KEY, if any
+    pixel_seeds: tuple[int, ...] = (
+        0,
+        1,
+    )  # trainings that read pixels in place of captions; () = none
+    pixel_pairs: int = Field(default=800, ge=1)  # train pairs of each, and of their rivals, read once
+    pixel_learning_rate: float = Field(default=1e-3, gt=0)  # peak of the schedule
+
+    _judge_url = field_validator("judge_url", "intents_url")(_no_secret)
+
+    @model_validator(mode="after")
+    def _intents_can_be_asked(self) -> "RairConfig":
+        if self.intents == "openai" and not self.intents_model:
+            raise ValueError("intents=openai needs the model's name at the endpoint; set rair.intents_model")
+        return self
 
     _judge_url = field_validator("judge_url")(_no_secret)
 
@@ -445,7 +472,7 @@ PROFILE_TABLE: dict[str, tuple[Any, Any, Any]] = {
     "sft.checkpoint_steps": (20, None, 100),
     "sampling.engine": (None, None, "vllm"),
     "sampling.max_completion_tokens": (None, 256, 1024),
-    "sampling.batch_completions": (None, 64, 4096),
+    "sampling.batch_completions": (None, 64, 64),
     "sampling.pool_pairs": (40, None, 20_000),
     "sampling.pool_n": (8, None, None),
     "sampling.bootstrap": (200, None, None),
@@ -461,6 +488,9 @@ PROFILE_TABLE: dict[str, tuple[Any, Any, Any]] = {
     "grpo.probe_pairs": (12, 120, None),
     "rair.bootstrap": (200, None, None),
     "rair.limit": (12, None, None),
+    "rair.pixel_seeds": ((0,), None, ()),
+    "rair.pixel_pairs": (32, None, None),
+    "rair.pixel_learning_rate": (None, 1e-4, None),
     "serving.requests": (20_000, None, 10_000_000),
     "serving.seeds": ((0, 1), None, None),
     "serving.queries": (2000, None, 1_000_000),
