@@ -267,8 +267,6 @@ class RairConfig(_Frozen):
             raise ValueError("intents=openai needs the model's name at the endpoint; set rair.intents_model")
         return self
 
-    _judge_url = field_validator("judge_url")(_no_secret)
-
 
 class ServingConfig(_Frozen):
     """Simulated traffic over cache, student and LLM."""
