@@ -23,8 +23,8 @@ from trl import GRPOConfig, GRPOTrainer
 from ways import print_table
 
 from lore_lib.sampling.engine import load_model, load_tokenizer
-from lore_lib.training.grpo import LeanTrainer
 from lore_lib.training.head import score_labelled_positions
+from lore_lib.training.lean import LeanTrainer
 
 BASE, UPDATE, SEED = "data/models/lore-nano", 64, 17
 WAYS: dict[str, type[GRPOTrainer]] = {"stock TRL": GRPOTrainer, "LeanTrainer": LeanTrainer}

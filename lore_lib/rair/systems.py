@@ -282,7 +282,7 @@ def chain_models(config: Config, sft: Path, grpo: Path) -> tuple[list[LanguageMo
     Returns:
         The models, the last named "grpo", and the seed.
     """
-    from lore_lib.training.grpo import run_rows
+    from lore_lib.training.grpo_rows import run_rows
 
     probes = {seed: run_rows(grpo / f"seed-{seed}")[1].pass_at_1.max() for seed in config.grpo.seeds}
     seed = max(probes, key=probes.__getitem__)

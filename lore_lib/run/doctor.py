@@ -158,15 +158,16 @@ def _model(config: Config) -> Check:
 
 
 def _training(config: Config) -> Check:
-    """Whether the tuning of one arm fits the memory, reckoned from the student's shape."""
-    from lore_lib.training.estimate import require_memory, sft_needs  # seconds to import
+    """Whether the tuning of one arm and a GRPO run fit the memory, reckoned from the student's shape."""
+    from lore_lib.training.estimate import grpo_needs, require_memory, sft_needs  # seconds to import
 
     try:
-        needs = sft_needs(config)
+        needs = {"tuning": sft_needs(config), "GRPO": grpo_needs(config)}
     except LoreError as error:
         return Check("training", "cannot be reckoned", str(error))
     try:
-        require_memory(needs, config)
+        for one in needs.values():
+            require_memory(one, config)
     except LoreError as error:
         return Check("training", "does not fit", str(error))
-    return Check("training", str(needs))
+    return Check("training", "; ".join(f"{name} {one}" for name, one in needs.items()))

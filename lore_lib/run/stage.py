@@ -33,6 +33,7 @@ from lore_lib.artifacts import (
     make_folder,
     outputs_root,
     project_root,
+    read_json,
     read_manifest,
     read_parquet,
     verify_files,
@@ -99,7 +100,7 @@ _SPECS = (
         promises=tuple(
             f"{t}.parquet" for t in ("items", "queries", "pairs", "clicks", "captions", "prompts", "ablation")
         ),
-        headlines=("pass@1, all pairs",),
+        headlines=("read perfectly, all pairs", "pass@1, all pairs"),
         minutes=(0.3, 2.2, 20, 120),
     ),
     _spec(
@@ -248,7 +249,11 @@ def claim_run(config: Config) -> Path:
     path = folder / _IDENTITY
     if not path.is_file():
         atomic_write_json(path, mine)
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise ArtifactError(
+            f"{path} does not say what this run is of. Pick another folder, or delete {folder}."
+        )
     if found != mine:
         differs = [
             f"{name} {found.get(name)!r} (now {mine[name]!r})"
@@ -655,7 +660,7 @@ def _mockable(config: Config, sections: tuple[str, ...]) -> dict[str, str]:
 
 def _stale(folder: Path, token: str) -> bool:
     path = folder / _TOKEN
-    return not path.is_file() or path.read_text(encoding="utf-8").strip() != json.dumps(token)
+    return not path.is_file() or path.read_bytes().strip() != json.dumps(token).encode()
 
 
 def _clear(folder: Path) -> None:

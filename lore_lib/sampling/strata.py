@@ -102,6 +102,24 @@ def curriculum_order(pool: pd.DataFrame, rng: np.random.Generator) -> pd.DataFra
     return shuffled.iloc[np.argsort(place, kind="stable")].reset_index(drop=True)
 
 
+def pool_counts(sampled: pd.DataFrame, pool: pd.DataFrame, share: float) -> pd.DataFrame:
+    """How many pairs of each stratum were sampled, are in the pool, and stand in its window along training.
+
+    Args:
+        sampled: every pair with its stratum.
+        pool: the ordered pool, likewise.
+        share: width of the window as a share of the pool.
+
+    Returns:
+        Columns system (whose pairs), stratum, pairs.
+    """
+    groups = {"sampled pairs": sampled, "pool": pool}
+    for name, progress in {"window at the start": 0, "half-way": 0.5, "at the end": 1}.items():
+        groups[name] = pool.iloc[list(curriculum_window(len(pool), progress, share))]
+    rows = pd.concat(part.assign(system=name) for name, part in groups.items())
+    return rows.groupby(["system", "stratum"], sort=False).size().rename("pairs").reset_index()
+
+
 def curriculum_window(
     size: int, progress: float, share: float, curriculum: Curriculum = "easy_to_hard", least: int = 1
 ) -> range:

@@ -64,7 +64,7 @@ class Artefacts:
         pairs: pair_id, query_id, label, kind.
         samples: of the tuned arms: `sampling.engine.SAMPLE_COLUMNS`.
         tuned: of the models after reinforcement learning: likewise.
-        history: of the recipe's runs: `training.grpo.history_rows`.
+        history: of the recipe's runs: `training.grpo_rows.history_rows`.
         probes: likewise, one row per look.
     """
 
@@ -180,11 +180,15 @@ def plateau(artefacts: Artefacts) -> list[Finding]:
 
 def lagging_kinds(artefacts: Artefacts) -> list[Finding]:
     """Pairs of one kind stay behind plain ones by more than their interval."""
-    samples = artefacts.tuned if len(artefacts.tuned) else artefacts.samples
+    tuned = artefacts.tuned
+    samples = tuned if len(tuned) else artefacts.samples
     if samples.empty:
         return []
-    newest = samples[samples.system == samples.system.iloc[-1]]
-    scored = summarise(newest, artefacts.pairs, 1).merge(artefacts.pairs[["pair_id", "kind"]], on="pair_id")
+    systems = samples.system.unique() if len(tuned) else samples.system.unique()[-1:]
+    runs = [summarise(samples[samples.system == name], artefacts.pairs, 1) for name in systems]
+    means = pd.concat(runs).groupby(["pair_id", "query_id"], as_index=False).pass_at_1.mean()
+    scored = means.merge(artefacts.pairs[["pair_id", "kind"]], on="pair_id")
+    judge = f"mean of {len(systems)} GRPO runs" if len(systems) > 1 else systems[0]
     plain, findings = scored[scored.kind == "plain"], []
     for kind, (cause, remedy) in KINDS.items():
         rows = scored[scored.kind == kind]
@@ -196,7 +200,7 @@ def lagging_kinds(artefacts: Artefacts) -> list[Finding]:
                     f"{kind} pairs lag: {cause}",
                     bool(high < plain.pass_at_1.mean() - 0.05),
                     f"pass@1 {rows.pass_at_1.mean():.3f} [{low:.3f}, {high:.3f}] of {len(rows)} pairs, "
-                    f"plain {plain.pass_at_1.mean():.3f} ({newest.system.iloc[0]})",
+                    f"plain {plain.pass_at_1.mean():.3f} ({judge})",
                     remedy,
                 )
             )
@@ -292,12 +296,14 @@ def lost_reach(artefacts: Artefacts) -> list[Finding]:
         return []
     looks = [_looks(artefacts.probes, name) for name in ("pass_at_1", "pass_at_k")]
     one, many = (each.iloc[-1] - each.iloc[0] for each in looks)
+    tries = artefacts.probes.sort_values("rollout").groupby("seed").pass_at_k
+    each = ", ".join(f"{gain:+.3f}" for gain in tries.last() - tries.first())
     return [
         Finding(
             "pass@k is lost",
             bool(many < -0.03),
-            f"on dev pairs pass@1 {one:+.3f}, pass@k {many:+.3f} since the start",
-            "the policy narrows more than it learns: raise epsilon_high, stop earlier, draw more prompts",
+            f"on dev pairs pass@1 {one:+.3f}, pass@k {many:+.3f} since the start (by seed {each})",
+            "the policy narrows more than it learns: REMEDY",
         )
     ]
 

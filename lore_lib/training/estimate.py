@@ -8,7 +8,10 @@ Per device, with AdamW:
   them for the Qwen2 and Llama blocks of transformers; with recomputation (on CUDA) each layer's input alone,
   and one layer in full;
 - logits of the labelled positions, three times in float32 (scores, probabilities, gradient); on CUDA TRL
-  makes them in pieces.
+  makes them in pieces;
+- of GRPO, a rollout's tokens, masks and old log-probabilities, held through its updates, and while it is
+  drawn the keys and values of the completions decoded at once, with their next scores. Drawing and updates
+  take turns, so the larger of the two counts.
 
 Arithmetic is 6 floating-point operations per parameter and token (2 forward, 4 backward), 8 with
 recomputation.
@@ -17,7 +20,7 @@ recomputation.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psutil
 import torch
@@ -76,6 +79,9 @@ class Needs:
         trained: of them, or of the adapter.
         weights, gradients, moments, activations, logits: bytes per device at the largest batch.
         operations: of the whole training, over all devices.
+        rollout: bytes of what GRPO keeps of a rollout through its updates.
+        cache: bytes that drawing it takes, at another time than activations and logits.
+        knobs: settings that lower what a batch takes, the one to turn first in front.
     """
 
     parameters: int
@@ -86,15 +92,24 @@ class Needs:
     activations: int
     logits: int
     operations: float
+    rollout: int = 0
+    cache: int = 0
+    knobs: tuple[str, ...] = ("sft.pairs_at_once",)
+
+    @property
+    def fixed(self) -> int:
+        """What no smaller batch lowers, on each device."""
+        return self.weights + self.gradients + self.moments
 
     @property
     def bytes(self) -> int:
-        """All of it, on each device."""
-        return self.weights + self.gradients + self.moments + self.activations + self.logits
+        """The most that is held at one time, on each device."""
+        return self.fixed + self.rollout + max(self.activations + self.logits, self.cache)
 
     def __str__(self) -> str:
         unit, name = (GIB, "GiB") if self.bytes >= GIB else (2**20, "MiB")
-        parts = ("weights", "gradients", "moments", "activations", "logits")
+        parts = ["weights", "gradients", "moments", "activations", "logits"]
+        parts += ["rollout", "cache"] if self.cache else []
         each = ", ".join(f"{part} {getattr(self, part) / unit:.1f}" for part in parts)
         size = f"{self.parameters / 1e6:,.1f} M parameters"
         return f"{self.bytes / unit:.1f} {name} on each device ({each}) for {size}"
@@ -188,6 +203,46 @@ def sft_needs(config: Config, longest: int = 0, labelled: int = 0, tokens: int =
     )
 
 
+def grpo_needs(config: Config, longest_prompt: int = 0) -> Needs:
+    """What one GRPO run needs, drawing its rollouts with the model in training.
+
+    Args:
+        config: model, sizes and processes.
+        longest_prompt: in tokens; 0 takes what ``sft.max_sequence_tokens`` leaves beside a completion.
+    """
+    g, s, runtime, shape = config.grpo, config.sampling, config.runtime, model_shape(config.model.base)
+    written = s.max_completion_tokens
+    row = written + (longest_prompt or max(1, config.sft.max_sequence_tokens - written))
+    group = g.completions_per_prompt
+    mine = g.prompts_per_rollout * group // runtime.processes
+    updates = 1 if set(g.policies) == {"on_policy"} else g.updates_per_rollout
+    recomputes = resolve_device(config.model.device) == "cuda"
+    one = training_needs(
+        shape,
+        config.model.dtype,
+        min(g.micro_batch_completions, max(1, mine // updates)),
+        row,
+        written,
+        g.rollouts * g.prompts_per_rollout * group * row,
+        config.model.lora_rank,
+        runtime.processes if runtime.accelerate in ("fsdp2", "zero3") else 1,
+        recomputes,
+    )
+    text, size = shape.get_text_config(), getattr(torch, config.model.dtype).itemsize
+    kept = 2 * text.num_key_value_heads * text.hidden_size // text.num_attention_heads * size
+    drawn = min(max(1, s.batch_completions // group) * group, mine)
+    cache = drawn * (row * text.num_hidden_layers * kept + text.vocab_size * 4 * 3)
+    knobs = ("grpo.micro_batch_completions", "sampling.batch_completions")
+    drawing = cache > one.activations + one.logits
+    return replace(
+        one,
+        operations=one.operations * (1 + (2 + 2) / (8 if recomputes else 6)),  # drawn, and scored as drawn
+        rollout=mine * (row * (8 + 8) + written * 4),
+        cache=cache,
+        knobs=knobs[::-1] if drawing else knobs,
+    )
+
+
 def device_bytes(config: Config) -> int:
     """Memory that one training may use: a GPU's, or what is free divided among the workers."""
     if resolve_device(config.model.device) == "cuda":
@@ -205,11 +260,10 @@ def require_memory(needs: Needs, config: Config) -> None:
     free = device_bytes(config)
     if needs.bytes <= free:
         return
-    fixed = needs.weights + needs.gradients + needs.moments
-    helps = ["lower sft.pairs_at_once"] if fixed < free else []
+    helps = [f"lower {', then '.join(needs.knobs)}"] if needs.fixed < free else []
     if not config.model.lora_rank:
         helps.append("tune an adapter (model.lora_rank=32)")
-    if fixed > free:
+    if needs.fixed > free:
         helps.append("shard it (runtime.processes=8, runtime.accelerate=fsdp2)")
     helps.append("take a smaller model.base")
     raise EngineError(

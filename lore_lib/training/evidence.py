@@ -209,6 +209,8 @@ def teacher_table(traces: Mapping[str, pd.DataFrame], pairs: pd.DataFrame) -> pd
 def beside_teachers(students: pd.DataFrame, samples: pd.DataFrame, teachers: pd.DataFrame) -> pd.DataFrame:
     """Scores of the students by arm, and beside them how often they parse and what their teachers got right.
 
+    Where there were several trainings, the lowest and highest pass@1 among them follow.
+
     Args:
         students: from :func:`student_table`; samples: what it was made from; teachers: from
             :func:`teacher_table`.
@@ -217,6 +219,10 @@ def beside_teachers(students: pd.DataFrame, samples: pd.DataFrame, teachers: pd.
     order = [(metric, name) for metric in students["metric"].unique() for name in SUBSETS]
     table = table.loc[samples["system"].unique(), [key for key in order if key in table]]
     table["parse rate", "all"] = (samples["parse_kind"] == "ok").groupby(samples["system"]).mean()
+    if students["seeds"].max() > 1:
+        whole = students[students["subset"] == "all"].drop_duplicates("system").set_index("system")
+        for end in ("lowest", "highest"):
+            table[f"{end} {whole['metric'].iloc[0]}", "all"] = whole[end]
     for name in SUBSETS:
         if name in teachers:
             table["the teacher alone", name] = teachers[name]
@@ -246,7 +252,7 @@ def student_table(
         for subset, part in groups.items():
             if part.empty:
                 continue
-            for metric, column in (("pass@1", "pass_at_1"), (f"pass@{k}", "pass_at_k")):
+            for metric, column in {"pass@1": "pass_at_1", f"pass@{k}": "pass_at_k"}.items():
                 values = np.array([frame.loc[part["pair_id"], column] for frame in scored.values()])
                 low, high = cluster_bootstrap(values.mean(axis=0), part["query_id"], resamples, rng)
                 by_seed = values.mean(axis=1)

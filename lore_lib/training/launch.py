@@ -24,7 +24,8 @@ from lore_lib.artifacts import atomic_write_text, make_folder, project_root
 from lore_lib.config import RuntimeConfig
 from lore_lib.errors import ConfigError, EngineError, LoreError, nearest
 from lore_lib.parallel import run_parallel
-from lore_lib.training.grpo import GrpoJob, train_grpo
+from lore_lib.training.grpo import train_grpo
+from lore_lib.training.grpo_job import GrpoJob
 from lore_lib.training.sft import SftJob, train_sft
 
 Job = SftJob | GrpoJob

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from lore_lib.errors import DataError, listed
-from lore_lib.vertical.schema import INTENTS, KINDS, LABELS, load_demands
+from lore_lib.vertical.schema import DIMENSIONS, INTENTS, KINDS, LABELS, load_demands
 
 Tables = dict[str, pd.DataFrame]
 
@@ -34,9 +34,10 @@ def check_tables(tables: dict[str, pd.DataFrame], where: Path | str) -> Tables:
     """Return the tables unchanged, or list everything that is wrong with them.
 
     Raises:
-        DataError: missing columns, repeated keys, missing texts, unknown labels, kinds, intents or splits,
-            dangling references, a query in two splits, prices and clicks that are no numbers, attributes that
-            are no JSON, pictures that are none.
+        DataError: missing columns, keys that repeat or are no text, missing texts, unknown labels, kinds,
+            intents or splits, mismatches that are no dimension or not of an L2, dangling references, a query
+            in two splits, prices and clicks that are no numbers, attributes that are no JSON, pictures that
+            are none.
     """
     if problems := table_problems(tables):
         raise DataError(f"{where}: {listed(problems)}")
@@ -84,6 +85,11 @@ def _content_problems(tables: Tables) -> list[str]:
         twice = tables[name].loc[tables[name][key].duplicated(), key]
         if len(twice):
             problems.append(f"{name}: {len(twice)} repeated {key}, first {twice.iloc[0]!r}")
+        textless = [found for found in tables[name][key] if not isinstance(found, str) or not found]
+        if textless:
+            problems.append(
+                f"{name}: {len(textless)} rows whose {key} is no text, first {textless[0]!r}; give text"
+            )
     pairs = tables["pairs"]
     for name, column, known in (
         ("pairs", "label", LABELS),
@@ -107,6 +113,7 @@ def _content_problems(tables: Tables) -> list[str]:
                 problems.append(
                     f'{name}: {len(silent)} rows have no text in {column!r}, first {silent[0]!r}; use ""'
                 )
+    problems += _mismatch_problems(pairs)
     for key, other in (("query_id", "queries"), ("item_id", "items")):
         lost = pairs.loc[~pairs[key].isin(tables[other][key]), "pair_id"]
         if len(lost):
@@ -134,6 +141,22 @@ def _content_problems(tables: Tables) -> list[str]:
     if len(of_query):
         said = f"{len(of_query)} rows have no whole number of clicks, first of query {of_query.iloc[0]!r}"
         problems.append(f"clicks: {said}")
+    return problems
+
+
+def _mismatch_problems(pairs: pd.DataFrame) -> list[str]:
+    """A completion names the dimension in words, and only beside L2."""
+    problems = []
+    unknown = ~pairs["mismatch"].isin(["", *DIMENSIONS])
+    misplaced = ~unknown & (pairs["mismatch"] != "") & (pairs["label"] != "L2")
+    for odd, said in (
+        (unknown, f'with an unknown mismatch, {{}}; use "" or one of {", ".join(DIMENSIONS)}'),
+        (misplaced, "with a mismatch and another label than L2, {}; leave it empty there"),
+    ):
+        if odd.any():
+            first = pairs.loc[odd].iloc[0]
+            found = f"first {first['pair_id']!r} has {first['mismatch']!r:.60}"
+            problems.append(f"pairs: {odd.sum()} rows {said.format(found)}")
     return problems
 
 

@@ -217,3 +217,18 @@ def test_a_seed_that_stopped_early_counts_to_the_end(healthy: Artefacts) -> None
     probes = probes.assign(pass_at_k=probes.pass_at_k.where(~weak, 0.95 - 0.03 * probes.rollout))
     probes = probes[~weak | (probes.rollout <= ROLLOUTS // 2)]
     assert "pass@k is lost" in found(replace(healthy, probes=probes))
+
+
+def test_kinds_are_judged_by_all_runs_and_a_seed_that_lost_reach_is_named(healthy: Artefacts) -> None:
+    runs = [
+        sampled(f"grpo seed {n}", lambda kind, n=n: 0.875 - 0.75 * n * (kind == "visual")) for n in (0, 1)
+    ]  # type: ignore[misc]
+    (visual,) = [
+        finding for finding in diagnose(replace(healthy, tuned=pd.concat(runs))) if "visual" in finding.sign
+    ]
+    assert visual.evidence.startswith("pass@1 0.500")
+    assert visual.evidence.endswith("(mean of 2 GRPO runs)")
+    lost = probes_with(healthy, pass_at_k=0.95 - 0.012 * healthy.probes.rollout * healthy.probes.seed)
+    (reach,) = [finding for finding in diagnose(lost) if finding.sign == "pass@k is lost"]
+    assert reach.found
+    assert reach.evidence.endswith("pass@k -0.060 since the start (by seed +0.000, -0.120)")

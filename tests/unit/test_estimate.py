@@ -8,7 +8,14 @@ from lore_lib.config import load_config
 from lore_lib.errors import EngineError
 from lore_lib.sampling.engine import load_model
 from lore_lib.training import estimate
-from lore_lib.training.estimate import GIB, model_shape, require_memory, sft_needs, training_needs
+from lore_lib.training.estimate import (
+    GIB,
+    grpo_needs,
+    model_shape,
+    require_memory,
+    sft_needs,
+    training_needs,
+)
 from lore_lib.training.sft import lora_config
 
 SMALL = {"vocab_size": 301, "hidden_size": 96, "intermediate_size": 224, "num_hidden_layers": 3}
@@ -106,12 +113,67 @@ def test_the_paper_profile_fits_one_gpu_of_80_gb(monkeypatch: pytest.MonkeyPatch
     for settings in ({}, {"model.lora_rank": 0}):
         config = load_config("paper", overrides=settings)
         require_memory(sft_needs(config), config)
+        require_memory(grpo_needs(config), config)
 
 
 def test_the_default_run_fits_a_laptop() -> None:
     config = load_config("demo")
+    assert grpo_needs(config).bytes < 2 * GIB
+    require_memory(grpo_needs(config), config)
     needs = sft_needs(config)
     model = load_model(config.model.base)
     assert needs.parameters == sum(weight.numel() for weight in model.parameters())
     assert needs.bytes < GIB
     require_memory(needs, config)
+
+
+def test_a_rollouts_cache_is_as_large_as_transformers_makes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = Qwen2Config(**SMALL, **HEADS)
+    monkeypatch.setattr(estimate, "model_shape", lambda base: shape)
+    config = load_config(overrides={"sampling.batch_completions": 20, "grpo.completions_per_prompt": 8})
+    written, prompt, rows = config.sampling.max_completion_tokens, 30, 16
+    ids = torch.zeros(rows, prompt + written, dtype=torch.long)
+    with torch.no_grad():
+        cache = AutoModelForCausalLM.from_config(shape)(ids, use_cache=True).past_key_values
+    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    assert grpo_needs(config, prompt).cache == held + rows * 301 * 4 * 3
+
+
+def test_grpo_takes_an_update_or_a_draw_whichever_is_larger_and_names_its_knob_first() -> None:
+    many = {"grpo.prompts_per_rollout": 64}
+    drawing = load_config(
+        overrides=many | {"sampling.batch_completions": 512, "grpo.micro_batch_completions": 1}
+    )
+    updating = load_config(overrides=many | {"sampling.batch_completions": 8})
+    one, other = grpo_needs(drawing), grpo_needs(updating)
+    assert one.bytes == one.fixed + one.rollout + one.cache
+    assert other.bytes == other.fixed + other.rollout + other.activations + other.logits
+    assert one.knobs == ("sampling.batch_completions", "grpo.micro_batch_completions") == other.knobs[::-1]
+    twice = grpo_needs(
+        load_config(overrides=many | {"sampling.batch_completions": 8, "runtime.processes": 2})
+    )
+    assert twice.rollout == other.rollout // 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "helps"),
+    [
+        (
+            {"sampling.batch_completions": 2048},
+            "lower sampling.batch_completions, then grpo.micro_batch_completions, or take",
+        ),
+        (
+            {"grpo.micro_batch_completions": 512, "sampling.batch_completions": 16},
+            "lower grpo.micro_batch_completions, then sampling.batch_completions, or take",
+        ),
+    ],
+)
+def test_a_grpo_run_that_cannot_fit_is_refused_with_two_knobs_in_order(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, int], helps: str
+) -> None:
+    monkeypatch.setattr(estimate, "resolve_device", lambda device: "cuda")
+    monkeypatch.setattr(estimate, "device_bytes", lambda config: 79 * GIB)
+    config = load_config("paper", overrides=settings)
+    with pytest.raises(EngineError, match=r"cache .*and there are 79\.0 GiB: ") as told:
+        require_memory(grpo_needs(config), config)
+    assert helps in str(told.value)

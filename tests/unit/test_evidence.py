@@ -202,6 +202,13 @@ def test_scores_are_means_over_pairs_and_seeds() -> None:
     shown = beside_teachers(table, samples, pd.DataFrame({"all": {"s": 0.7}}))
     assert shown.loc["s", ("the teacher alone", "all")] == 0.7
     assert list(dict.fromkeys(shown.columns.get_level_values(0))) == [
-        "pass@1", "pass@2", "parse rate", "the teacher alone",
+        "pass@1", "pass@2", "parse rate", "lowest pass@1", "highest pass@1", "the teacher alone",
     ]  # fmt: skip
+    assert shown.loc["s", ("highest pass@1", "all")] == 6 / 8
+    alone = samples[samples.seed == 0]
+    once = student_table(alone, gold, 2, np.random.default_rng(0), 50)
+    assert "lowest pass@1" not in beside_teachers(once, alone, pd.DataFrame({"all": {"s": 0.7}}))
     assert [name for metric, name in shown.columns if metric == "pass@1"] == list(SUBSETS)
+    first = student_table(samples[samples["sample"] == 0], gold, 1, np.random.default_rng(0), 50)
+    assert first.metric.unique().tolist() == ["pass@1"], "one try is scored once"
+    assert first.groupby("subset").size().max() == 1

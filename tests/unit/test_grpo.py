@@ -19,6 +19,10 @@ Where each known trap of TRL 1.16 is guarded:
 """
 
 import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from itertools import count, product
 from pathlib import Path
@@ -40,32 +44,21 @@ from lore_lib.artifacts import read_jsonl, write_parquet
 from lore_lib.config import Curriculum, Policy, RuntimeConfig, load_config
 from lore_lib.errors import ArtifactError, ConfigError, DataError, EngineError
 from lore_lib.sampling.engine import load_model, load_tokenizer
-from lore_lib.training.grpo import (
-    BEST,
-    PROBES,
-    GrpoJob,
-    LeanTrainer,
-    Variant,
-    _replace_folder,
-    _Rollout,
-    _settle,
-    clipped_objective,
+from lore_lib.training.grpo import clipped_objective, group_advantages, train_grpo
+from lore_lib.training.grpo_job import GrpoJob, Variant, grpo_config, grpo_job, grpo_jobs, variants
+from lore_lib.training.grpo_rows import (
     compare_variants,
-    group_advantages,
-    grpo_config,
-    grpo_job,
-    grpo_jobs,
     health_rows,
     history_rows,
     run_rows,
-    schedule,
-    train_grpo,
     variant_rows,
-    variants,
 )
-from lore_lib.training.launch import train_all
+from lore_lib.training.launch import launch_command, train_all, write_job
+from lore_lib.training.lean import LeanTrainer
+from lore_lib.training.looks import BEST, PROBES, last_whole_checkpoint, replace_folder, settle
 from lore_lib.training.rewards import Grading, reward, reward_functions
-from lore_lib.training.sft import FINISHED
+from lore_lib.training.rollout import Rollout, schedule
+from lore_lib.training.sft import FINISHED, SftJob, train_sft
 
 
 @pytest.fixture
@@ -246,6 +239,96 @@ def test_a_killed_run_resumes_to_the_same_weights_and_a_finished_one_is_kept(
     assert {path: path.stat().st_mtime_ns for path in job.out.rglob("*")} == before
 
 
+@pytest.mark.parametrize("ends", ["early", "after all rollouts"])
+def test_a_run_killed_between_its_last_checkpoint_and_its_rows_trains_no_more(
+    job: GrpoJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    job = replace(job, rollouts=9, patience_looks=2) if ends == "early" else job
+    train_grpo(job)
+    killed = replace(job, out=tmp_path / "killed")
+    with monkeypatch.context() as patch:
+        patch.setattr("lore_lib.training.grpo._finish", lambda job, log: (_ for _ in ()).throw(Caught))
+        with pytest.raises(Caught):
+            train_grpo(killed)
+    assert not (killed.out / FINISHED).exists()
+    monkeypatch.setattr(GRPOTrainer, "training_step", lambda *_: pytest.fail("it trains on"))
+    assert train_grpo(killed) == killed.out / BEST
+    for folder in (job.out, killed.out):
+        assert not list(folder.glob("checkpoint-*"))
+    whole, resumed = (run_rows(folder) for folder in (job.out, killed.out))
+    for one, other in zip(whole, resumed, strict=True):
+        pd.testing.assert_frame_equal(one.assign(seconds=0), other.assign(seconds=0))
+
+
+def test_a_checkpoint_that_a_kill_left_half_written_is_passed_over(tmp_path: Path) -> None:
+    assert last_whole_checkpoint(tmp_path) is None
+    states = {"2": '{"global_step": 2}', "10": '{"global_step": 10}', "12": '{"global_', "14": None}
+    for number, state in states.items():
+        folder = tmp_path / f"checkpoint-{number}"
+        folder.mkdir()
+        (folder / "model.safetensors").touch()
+        if state is not None:
+            (folder / "trainer_state.json").write_text(state)
+    assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+
+
+@pytest.fixture
+def answering_job(tiny_model: Path, tmp_path: Path, job: GrpoJob) -> GrpoJob:
+    """From a model that has learnt the form of an answer, so that rewards differ and weights move."""
+    frame = pd.DataFrame({"pair_id": [f"p{i}" for i in range(32)]})
+    frame["prompt"] = [f"query: navy dress\ntitle: dress\nprice: {i % 6}" for i in range(32)]
+    frame["completion"] = [f"[L{1 + i % 4}]" for i in range(32)]
+    rows = write_parquet(frame, tmp_path / "rows.parquet")
+    tuned = SftJob("direct", str(tiny_model), rows, tmp_path / "tuned", 12, 1e-2, 8, 0.1, 256, 1000)
+    return replace(
+        job,
+        base=str(train_sft(tuned)),
+        device="cpu",
+        max_completion_tokens=12,
+        completions_per_prompt=8,
+        rollouts=6,
+        learning_rate=1e-3,
+        patience_looks=6,
+    )
+
+
+@pytest.mark.slow
+def test_a_run_killed_twice_from_outside_ends_with_the_rows_of_a_whole_one(
+    answering_job: GrpoJob, tmp_path: Path
+) -> None:
+    """SIGKILL, at whatever it is doing once a checkpoint is there; then again, later in the resumed run."""
+    train_grpo(answering_job)
+    history, probes = run_rows(answering_job.out)
+    assert history.parse_rate.max() > 0.2
+    assert history.grad_norm.max() > 0
+    killed = replace(answering_job, out=tmp_path / "killed")
+    command = [sys.executable, "-m", "lore_lib.training.launch", str(write_job(killed, tmp_path / "job"))]
+    for checkpoint in (2, 6):
+        process = subprocess.Popen(
+            command,
+            env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            until = time.monotonic() + 120
+            while not (killed.out / f"checkpoint-{checkpoint}").exists() and time.monotonic() < until:
+                time.sleep(0.002)
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        assert (killed.out / f"checkpoint-{checkpoint}").exists()
+        assert not (killed.out / FINISHED).exists()
+    train_grpo(killed)
+    again = run_rows(killed.out)
+    pd.testing.assert_frame_equal(again[0].assign(seconds=0), history.assign(seconds=0))
+    pd.testing.assert_frame_equal(again[1], probes)
+    whole, resumed = (
+        load_file(folder / BEST / "model.safetensors") for folder in (answering_job.out, killed.out)
+    )
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
 class _Saves:
     """Stands for a model and its tokenizer: one small file."""
 
@@ -262,7 +345,7 @@ def test_the_best_model_is_whole_wherever_its_replacement_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill_at: int
 ) -> None:
     best, moves, move = tmp_path / BEST, count(1), Path.replace
-    _replace_folder(best, _Saves("first"), _Saves("first"))
+    replace_folder(best, _Saves("first"), _Saves("first"))
 
     def killed(self: Path, target: Path) -> Path:
         if next(moves) == kill_at:
@@ -273,10 +356,10 @@ def test_the_best_model_is_whole_wherever_its_replacement_is_killed(
         patch.setattr(Path, "replace", killed)
         if kill_at < 3:
             with pytest.raises(Caught):
-                _replace_folder(best, _Saves("second"), _Saves("second"))
+                replace_folder(best, _Saves("second"), _Saves("second"))
         else:
-            _replace_folder(best, _Saves("second"), _Saves("second"))
-    _settle(best)
+            replace_folder(best, _Saves("second"), _Saves("second"))
+    settle(best)
     assert (best / "weights").read_text(encoding="utf-8") == ("first" if kill_at == 1 else "second")
     assert [path.name for path in tmp_path.iterdir()] == [BEST]
 
@@ -320,7 +403,7 @@ class Hand:
                 self.processing_class(deal[text], add_special_tokens=False)["input_ids"] for text in texts
             ]
 
-        monkeypatch.setattr("lore_lib.training.grpo.HfEngine.draw", draw)
+        monkeypatch.setattr("lore_lib.training.rollout.HfEngine.draw", draw)
 
 
 RIGHT, WRONG = "<think>\nx\n</think>\n[L4]", "<think>\nx\n</think>\n[L1]"
@@ -332,7 +415,7 @@ def test_groups_without_signal_are_replaced_and_the_labels_follow(
     texts = [f"p{i}" for i in range(6)]
     labels = ["L4"] * 6
     deal = {text: [RIGHT] * 4 for text in texts}
-    rollout = _Rollout(replace(job, window_share=1.0), texts, labels)
+    rollout = Rollout(replace(job, window_share=1.0), texts, labels)
     first, second, third, fourth, *_ = rollout.places[0].tolist()
     deal[texts[second]] = deal[texts[third]] = [RIGHT, WRONG, WRONG, RIGHT]
     labels[third] = "L1"  # two of its four are right as well
@@ -354,7 +437,7 @@ def test_a_pool_that_is_all_solved_ends_the_refills_and_says_so(
     tiny_model: Path, job: GrpoJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = [f"p{i}" for i in range(6)]
-    rollout = _Rollout(replace(job, window_share=1.0, max_refills=9), texts, ["L4"] * 6)
+    rollout = Rollout(replace(job, window_share=1.0, max_refills=9), texts, ["L4"] * 6)
     trainer: Any = Hand(tiny_model, monkeypatch, {text: [RIGHT] * 4 for text in texts})
     first = [texts[i] for i in rollout.places[0][:2].tolist()]
     drawn = rollout([text for text in first for _ in range(4)], trainer)
@@ -379,7 +462,7 @@ def test_a_rollout_draws_a_group_per_prompt_and_new_ones_at_each_step(tiny_model
         model=model, accelerator=accelerator, state=state, processing_class=tokenizer
     )
     texts = ["navy", "a longer one"]
-    rollout = _Rollout(replace(job, window_share=1.0, max_refills=0), texts, ["L1", "L4"])
+    rollout = Rollout(replace(job, window_share=1.0, max_refills=0), texts, ["L1", "L4"])
 
     def prompts(number: int) -> list[str]:
         return [texts[i] for i in rollout.places[number] for _ in range(4)]
@@ -632,9 +715,11 @@ def test_curves_have_a_row_per_rollout_and_quantity_and_the_variants_one_panel_e
 
 def test_variants_are_compared_from_the_first_look_over_seeds() -> None:
     runs = [logged("recipe", 0, 0.1), logged("recipe", 1, 0.2), logged("other", 0, 0.0)]
-    table = compare_variants(pd.concat(probes for _, probes in runs)).set_index("variant")
+    history, probes = (pd.concat(rows) for rows in zip(*runs, strict=True))
+    table = compare_variants(probes, history).set_index("variant")
     recipe = table.loc["recipe"]
-    assert recipe.tolist() == pytest.approx([2, 0.5, 0.3, 0.15, 0.1, 0.2, -0.1, -2.0])
+    expected = [2, 0.5, 0.3, 0.15, 0.1, 0.2, -0.1, -2.0, 0.6, 0.6, 0.1]  # the last are of the training
+    assert recipe.tolist() == pytest.approx(expected)
     assert table.loc["other", "last"] == 0
 
 
@@ -648,3 +733,45 @@ def test_two_processes_share_every_rollout(job: GrpoJob, tmp_path: Path) -> None
     assert np.isfinite(history.grad_norm).all()
     assert history.refill_share.dropna().tolist() == [2.0, 2.0], "a random model: every group is flat"
     assert probes.rollout.tolist() == [0, 1, 2]
+
+
+DEALT = """
+import sys
+from lore_lib.training import launch, rollout
+
+def deal(self, asked, trainer, refill):
+    chains = [[f"<think>\\n{'x ' * i}\\n</think>\\n[L{1 + (i + n) % 4}]" for n in range(4)] for i in asked]
+    return [trainer.processing_class(group, add_special_tokens=False)["input_ids"] for group in chains]
+
+rollout.Rollout._draw = deal
+launch.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_updates_of_one_where_they_hold_the_same_completions(
+    job: GrpoJob, tmp_path: Path
+) -> None:
+    """With one update per rollout: of several, TRL deals the completions to the updates in another order.
+
+    Sums are taken in another order too: float32 rounding, which Adam carries on.
+    """
+    script = tmp_path / "deal.py"
+    script.write_text(DEALT, encoding="utf-8")
+    whole = replace(job, device="cpu", variant=Variant("on_policy"), max_completion_tokens=24)
+    norms = {}
+    for processes in (1, 2):
+        run = replace(whole, out=tmp_path / f"{processes}")
+        file = write_job(run, tmp_path / f"{processes}.json")
+        launcher = launch_command(file, RuntimeConfig(processes=processes, accelerate="cpu"))[:-3]
+        command = [*launcher, str(script), str(file)] if processes > 1 else [sys.executable, script, file]
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        history, _ = run_rows(run.out)
+        assert (history.idle_share == 0).all()
+        norms[processes] = history.grad_norm.tolist()
+    assert len(norms[1]) == 3
+    assert min(norms[1]) > 0.01
+    assert norms[2] == pytest.approx(norms[1], rel=1e-3)
