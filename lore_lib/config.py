@@ -252,10 +252,7 @@ class RairConfig(_Frozen):
     intents: Literal["told", "rules", "openai"] = "told"  # of your queries: their table, your words, a model
     intents_model: str = ""  # name at the endpoint (openai)
     intents_url: str = "http://localhost:8000/v1"  # OpenAI-compatible; its key is in OPENAI_API_KEY, if any
-    pixel_seeds: tuple[int, ...] = (
-        0,
-        1,
-    )  # trainings that read pixels in place of captions; () = none
+    pixel_seeds: tuple[int, ...] = (0, 1)  # of trainings that read pixels, not captions; () = none
     pixel_pairs: int = Field(default=800, ge=1)  # train pairs of each, and of their rivals, read once
     pixel_learning_rate: float = Field(default=1e-3, gt=0)  # peak of the schedule
 
@@ -266,8 +263,6 @@ class RairConfig(_Frozen):
         if self.intents == "openai" and not self.intents_model:
             raise ValueError("intents=openai needs the model's name at the endpoint; set rair.intents_model")
         return self
-
-    _judge_url = field_validator("judge_url")(_no_secret)
 
 
 class ServingConfig(_Frozen):

@@ -6,7 +6,7 @@ it is better than reading pixels? The student of captions judges with ever more 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,9 +24,10 @@ from lore_lib.rair.metrics import align
 from lore_lib.rng import derive_seed, generator
 from lore_lib.sampling.engine import load_tokenizer
 from lore_lib.sampling.intervals import cluster_bootstrap, paired_difference
-from lore_lib.training.pixels import PixelJob, pixel_prompts, run_pixels
+from lore_lib.training.pixels import PixelJob, nearest_words, pixel_prompts, run_pixels, sighted
 from lore_lib.training.sft import sft_job
 from lore_lib.vertical.contract import Tables
+from lore_lib.vertical.definition import Vertical
 from lore_lib.vertical.schema import RELEVANT
 
 CAPTIONS, PIXELS, NOTHING = "captions", "pixels", "no picture"
@@ -99,13 +100,36 @@ def spoiled_name(share: float) -> str:
     return f"{CAPTIONS}, {share:.0%} wrong".replace("%", " %") if share else CAPTIONS
 
 
+def captioned_items(tables: Tables, captions: pd.Series, pair_ids: pd.Series) -> pd.DataFrame:
+    """The items of some pairs, with the column ``caption`` (None where there is none): lessons for an eye."""
+    taught = tables["pairs"].loc[tables["pairs"]["pair_id"].isin(pair_ids), "item_id"]
+    items = tables["items"][tables["items"]["item_id"].isin(taught)]
+    return items.assign(caption=captions[items["item_id"]].to_numpy())
+
+
+def first_reading(
+    config: Config,
+    start: Path,
+    tables: Tables,
+    captions: pd.Series,
+    traces: pd.DataFrame,
+    pictures: Sequence[bytes],
+) -> list[list[str]]:
+    """The words that an eye reads on each picture once it has learnt from the items of the traces' pairs."""
+    lessons = captioned_items(tables, captions, traces["pair_id"])
+    student, tokenizer = sighted(str(start), lessons, config.seed, config.model.dtype, config.model.device)
+    return nearest_words(student, tokenizer, pictures)
+
+
 def compare_pixels(
     config: Config,
     start: Path,
-    taught: Mapping[str, pd.DataFrame],
-    judged: Mapping[str, pd.DataFrame],
+    tables: Tables,
+    captions: pd.Series,
     traces: pd.DataFrame,
-    lessons: pd.DataFrame,
+    bench: Benchmark,
+    seen: pd.Series,
+    vertical: Vertical,
     folder: Path,
 ) -> pd.DataFrame:
     """Tune a student in each way, once per seed, and let it judge.
@@ -113,22 +137,30 @@ def compare_pixels(
     Args:
         config: ``rair.pixel_*``, and the batch of ``sft``.
         start: folder of the student that all begin from.
-        taught: prompts of the train pairs, from :func:`ways_to_see`.
-        judged: prompts of the pairs to judge, likewise; those with wrong captions go to the student of
-            ``CAPTIONS``.
+        tables: pairs, queries, items of the run.
+        captions: what a captioner saw on them; the eye's first lesson, and the prompts of ``CAPTIONS``.
         traces: pair_id, completion, kept of the chains to teach.
-        lessons: picture, caption of train items: what the eye learns first.
+        bench: the pairs to judge.
+        seen: what a captioner saw on the benchmark's items; ``SHARES`` of it are made wrong.
+        vertical: a wrong caption names another value of the first dimension that it pictures.
         folder: where the jobs' files go; finished answers are kept.
 
     Returns:
-        system, seed, pair_id, label, parse_kind, completion, tokens.
+        system, seed, pair_id, label, parse_kind, completion, tokens. The student of ``CAPTIONS`` answers once
+        for each share.
     """
     kept = traces[traces["kept"]]
     size = min(config.rair.pixel_pairs, len(kept))
     chains = kept.sample(size, random_state=generator(config.seed, "pixels"))[["pair_id", "completion"]]
-    shown = write_parquet(lessons[["picture", "caption"]], folder / "lessons.parquet")
+    pairs = tables["pairs"][tables["pairs"]["pair_id"].isin(chains["pair_id"])]
+    values = vertical.values(vertical.pictured[0])
+    taught = ways_to_see(config, tables | {"pairs": pairs}, captions, (0.0,), values)
+    judged = ways_to_see(config, bench.tables(), seen, SHARES, values)
+    lessons = captioned_items(tables, captions, kept["pair_id"])[["picture", "caption"]]
+    shown = write_parquet(lessons, folder / "lessons.parquet")
     asked = {
-        name: write_parquet(f, folder / f"asked-{i}.parquet") for i, (name, f) in enumerate(judged.items())
+        name: write_parquet(frame, folder / f"asked-{at}.parquet")
+        for at, (name, frame) in enumerate(judged.items())
     }
     jobs, names = [], []
     for seed in config.rair.pixel_seeds:

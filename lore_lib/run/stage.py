@@ -178,12 +178,12 @@ _SPECS = (
     ),
     _spec(
         "09_open_questions",
-        "Open ends: what drops where without knowledge, vision or rules; length; another vertical",
+        "Open ends: what drops where; captions or pixels; length; another vertical",
         needs=("01_features", "02_cot_synthesis", "03_sft", "04_pass_at_8", "05_grpo", "06_rair"),
         sections=(*_BASE, "cot", "sft", "sampling", "grpo", "rair"),
-        promises=("drops.parquet", "lengths.parquet", "transfer.parquet"),
+        promises=tuple(f"{t}.parquet" for t in ("drops", "diagonal", "lengths", "transfer")),
         headlines=("acc@4", "acc@2"),
-        minutes=(0.6, 0.9, 15, 60),
+        minutes=(0.8, 3, 15, 60),
     ),
 )
 STAGES: MappingProxyType[str, StageSpec] = MappingProxyType({spec.name: spec for spec in _SPECS})

@@ -236,7 +236,7 @@ class PerfectReader:
             raise DataError("pairs: none in split dev; the ladder judges dev")
         asked = pairs[["pair_id", "query_id", "item_id"]].merge(tables["queries"][["query_id", "demands"]])
         rows = asked.merge(tables["items"], on="item_id", validate="m:1").set_index("pair_id")
-        self._rows: dict[str, dict[Any, Any]] = rows.to_dict("index")
+        self._rows = {str(pair_id): row for pair_id, row in rows.to_dict("index").items()}
         self._vertical, self._captions, self._text = vertical, captions, SymbolicTeacher(vertical, ())
 
     def levels(self, pair_id: str, rungs: Iterable[Rung]) -> pd.DataFrame:

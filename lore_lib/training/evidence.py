@@ -159,24 +159,36 @@ def _home(folder: Path, arm: str, seed: int) -> Path:
     return folder / f"{arm.replace(' ', '-')}-{seed}"
 
 
-def kept_samples(folder: Path, arms: Sequence[str], seeds: Sequence[int]) -> pd.DataFrame:
-    """The samples over the dev pairs that :func:`teach_students` left in its folder; arms that could not
-    be taught are left out.
+def kept_scores(
+    folder: Path, arms: Sequence[str], seeds: Sequence[int], gold: pd.DataFrame
+) -> dict[str, pd.DataFrame]:
+    """What the students that :func:`teach_students` left in its folder score on each dev pair.
+
+    Args:
+        folder: as given to it.
+        arms, seeds: of the students to read; arms that could not be taught are left out.
+        gold: pair_id, query_id, label, kind of at least the dev pairs.
+
+    Returns:
+        Arm -> pair_id, query_id, label, kind, right (share of its samples, of all seeds).
 
     Raises:
-        DataError: there is none.
+        DataError: a pair that gold does not have.
     """
-    found = {
-        (arm, seed): path
-        for arm in arms
-        for seed in seeds
-        if (path := _home(folder, arm, seed) / "dev.parquet").is_file()
-    }
-    if not found:
-        raise DataError(f"no student of {', '.join(arms)} in {folder}; run 02_cot_synthesis")
-    return pd.concat(
-        [read_parquet(path).assign(seed=seed) for (_, seed), path in found.items()], ignore_index=True
-    )
+    known = gold.set_index("pair_id")[["query_id", "label", "kind"]]
+    scores = {}
+    for arm in arms:
+        paths = [_home(folder, arm, seed) / "dev.parquet" for seed in seeds]
+        if not all(path.is_file() for path in paths):
+            continue
+        drawn = pd.concat(map(read_parquet, paths))
+        lost = drawn.loc[~drawn["pair_id"].isin(known.index), "pair_id"]
+        if len(lost):
+            raise DataError(f"{arm}: {lost.nunique()} pairs without gold label, first {lost.iloc[0]!r}")
+        right = drawn["label"] == drawn["pair_id"].map(known["label"])
+        share = right.groupby(drawn["pair_id"], sort=False).mean().rename("right")
+        scores[arm] = share.to_frame().join(known).reset_index()
+    return scores
 
 
 def teacher_table(traces: Mapping[str, pd.DataFrame], pairs: pd.DataFrame) -> pd.DataFrame:

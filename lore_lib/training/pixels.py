@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -80,7 +81,7 @@ class PatchEncoder(nn.Module):
         return soft
 
 
-def pixels(picture: bytes) -> np.ndarray:
+def pixels(picture: bytes) -> NDArray[np.uint8]:
     """A picture as the encoder reads it: (3, 32, 32), uint8; without bytes it is white.
 
     Raises:
@@ -268,6 +269,18 @@ def teach_eye(
         trainer.train()
 
 
+def sighted(
+    base: str, lessons: pd.DataFrame | None, seed: int, dtype: str = "float32", device: str = "auto"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A language model with an eye that has had its first lesson (:func:`teach_eye`), or none yet; and its
+    tokenizer."""
+    model, tokenizer = load_model(base, dtype, device), load_tokenizer(base)
+    attach_eye(model, seed)
+    if lessons is not None:
+        teach_eye(model, tokenizer, lessons, seed)
+    return model, tokenizer
+
+
 @dataclass(frozen=True)
 class PixelJob:
     """Tune one student and let it judge; picklable, for :func:`lore_lib.parallel.run_parallel`.
@@ -322,11 +335,10 @@ def train_pixels(job: SftJob, lessons: Path) -> tuple[PreTrainedModel, PreTraine
             f"max_sequence_tokens={job.max_sequence_tokens}: --set sft.max_sequence_tokens={longest}"
         )
     claim_folder(job, job.out, ("rows", "out", "device", "pairs_at_once", "checkpoint_steps"))
-    model = load_model(job.base, job.dtype, job.device)
-    attach_eye(model, job.seed)
     begun = get_last_checkpoint(str(job.out))
-    if begun is None and rows["prompt"].str.contains(PICTURE, regex=False).any():
-        teach_eye(model, tokenizer, read_parquet(lessons), job.seed)
+    looks = begun is None and rows["prompt"].str.contains(PICTURE, regex=False).any()
+    told = read_parquet(lessons) if looks else None
+    model, tokenizer = sighted(job.base, told, job.seed, job.dtype, job.device)
     arguments = sft_config(job)
     arguments.remove_unused_columns = False
     arguments.train_sampling_strategy = "group_by_length"
@@ -382,12 +394,19 @@ def judge_pixels(
     return pd.DataFrame(answers, columns=["pair_id", "label", "parse_kind", "completion", "tokens"])
 
 
+def nearest(soft: NDArray[Any], words: NDArray[Any]) -> NDArray[np.intp]:
+    """Which of the words (n, width) each soft token (..., width) is nearest to, by cosine: (...)."""
+    lengths = np.linalg.norm(words, axis=-1)  # 0 of a token that was never read, such as padding
+    cosines = soft @ words.T / np.where(lengths > 0, lengths, np.inf)  # but for the soft token's length
+    return np.asarray(cosines.argmax(axis=-1))
+
+
 @torch.no_grad()
 def nearest_words(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pictures: Sequence[bytes]
 ) -> list[list[str]]:
-    """The word whose embedding is nearest by cosine to each soft token of each picture."""
-    shown = torch.from_numpy(np.stack([pixels(picture) for picture in pictures])).to(model.device)
-    words = nn.functional.normalize(model.get_input_embeddings().weight, dim=-1)
-    soft = nn.functional.normalize(model.get_submodule("eye")(shown.to(words) / 255), dim=-1)
-    return [[tokenizer.decode(token).strip() for token in row] for row in (soft @ words.T).argmax(-1)]
+    """The word of the model that is nearest to each soft token of each picture."""
+    words = model.get_input_embeddings().weight
+    shown = torch.from_numpy(np.stack([pixels(picture) for picture in pictures])).to(words)
+    soft, known = (t.float().cpu().numpy() for t in (model.get_submodule("eye")(shown / 255), words))
+    return [[tokenizer.decode(token).strip() for token in row] for row in nearest(soft, known)]

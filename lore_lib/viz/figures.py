@@ -361,6 +361,7 @@ def drop_heatmap(table: pd.DataFrame, title: str) -> Figure:
             ha="center",
             va="center",
             color="white" if abs(one["drop"]) > 0.6 * span else "black",
+            size=9,
             weight="bold" if sure else "normal",
         )
     axes.tick_params(axis="y", rotation=0)

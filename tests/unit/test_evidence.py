@@ -21,7 +21,7 @@ from lore_lib.training.evidence import (
     SUBSETS,
     arms_that_teach,
     beside_teachers,
-    kept_samples,
+    kept_scores,
     student_table,
     subset_of,
     teach_students,
@@ -158,10 +158,17 @@ def test_students_are_tuned_sampled_and_scored_on_every_subset(
     assert not list(tmp_path.rglob("*.safetensors"))
     again = teach_students(config, arms, few, judged, makers, tmp_path)[0]
     pd.testing.assert_frame_equal(again, samples)
-    kept = kept_samples(tmp_path, ["naive", "without vision"], config.cot.ablation_seeds)
-    pd.testing.assert_frame_equal(kept, samples[samples.system == "naive"].reset_index(drop=True))
-    with pytest.raises(DataError, match=r"no student of without vision in .*; run 02_cot_synthesis"):
-        kept_samples(tmp_path, ["without vision"], config.cot.ablation_seeds)
+    told = judged.assign(label="L9").set_index("pair_id")
+    naive = samples[(samples.system == "naive") & (samples["sample"] == 0)].set_index("pair_id")
+    told.loc[told.index[:3], "label"] = naive[
+        "label"
+    ]  # the first three are right in one sample of two, or both
+    scores = kept_scores(tmp_path, ["naive", "without vision"], config.cot.ablation_seeds, told.reset_index())
+    assert list(scores) == ["naive"]
+    assert scores["naive"]["pair_id"].tolist() == judged["pair_id"].tolist()
+    assert (scores["naive"]["right"] > 0).tolist() == [True] * 3 + [False] * (len(judged) - 3)
+    with pytest.raises(DataError, match=r"naive: 1 pairs without gold label, first"):
+        kept_scores(tmp_path, ["naive"], config.cot.ablation_seeds, judged.iloc[1:])
     with pytest.raises(DataError, match="no dev pairs"):
         teach_students(config, arms, few, judged.head(0), makers, tmp_path)
     drawn = read_parquet(tmp_path / "progressive-0" / "dev.parquet")

@@ -37,6 +37,7 @@ from lore_lib.training.pixels import (
     embed,
     encode,
     judge_pixels,
+    nearest,
     nearest_words,
     pixel_prompts,
     pixels,
@@ -118,6 +119,12 @@ def test_soft_tokens_stand_at_their_places_and_words_at_theirs(tiny_model: Path)
     same = attach_eye(load_model(str(tiny_model), device="cpu"), 0).state_dict()
     assert all(torch.equal(value, same[name]) for name, value in eye.state_dict().items())
     assert sum(weight.numel() for weight in eye.parameters()) < 30_000
+
+
+def test_a_soft_token_says_the_word_in_whose_direction_it_points() -> None:
+    words = np.array([[1.0, 0.2], [-0.8, 1.0], [0.1, -9.0]])
+    soft = np.array([[[9.0, -1.0], [0.0, -0.1]], [[-1.0, 1.0], [-5.0, 0.5]]])
+    assert nearest(soft, words).tolist() == [[0, 2], [1, 1]]
 
 
 def test_the_first_lesson_names_colours_and_leaves_the_model_alone(
@@ -206,25 +213,22 @@ def test_three_ways_learn_and_judge_the_same_pairs(
     )
     monkeypatch.setattr(module, "LESSON_EPOCHS", 1)
     colours = vertical.values("color")
-    train = world_tables["pairs"].query("split == 'train'").head(8)
-    taught = ways_to_see(config, world_tables | {"pairs": train}, captions, (0.0,), colours)
     judged = ways_to_see(config, bench.tables(), captions, (0.0, 0.3), colours)
     assert list(judged) == [NOTHING, CAPTIONS, "captions, 30 % wrong", PIXELS]
     assert not judged[NOTHING]["prompt"].str.contains("picture:").any()
-    traces = train[["pair_id"]].assign(
-        completion="<think>\nneed: x\n</think>\n[L4]", kept=[True] * 7 + [False]
-    )
-    items = world_tables["items"].head(12)
-    lessons = items.assign(caption=captions[items["item_id"]].to_numpy())
-    answers = compare_pixels(config, tiny_model, taught, judged, traces, lessons, tmp_path)
+    train = world_tables["pairs"].query("split == 'train'").head(8)
+    chain = "<think>\nneed: x\n</think>\n[L4]"
+    traces = train[["pair_id"]].assign(completion=chain, kept=[True] * 7 + [False])
+    given = (world_tables, captions, traces, bench, captions, vertical, tmp_path)
+    answers = compare_pixels(config, tiny_model, *given)
     assert answers.groupby(["system", "seed"]).size().eq(len(bench.rows)).all()
     assert set(answers["seed"]) == {0, 1}
     assert not list(tmp_path.rglob("model")), "students are not kept"
-    again = compare_pixels(config, tiny_model, taught, judged, traces, lessons, tmp_path)
+    again = compare_pixels(config, tiny_model, *given)
     pd.testing.assert_frame_equal(answers, again)
     table = pixel_table(answers, bench, 50, np.random.default_rng(0))
     assert set(table["seeds"]) == {2}
-    assert set(table["system"]) == set(judged)
+    assert set(table["system"]) == {*judged, "captions, 10 % wrong"}
 
 
 def test_the_table_counts_by_hand(bench: Benchmark) -> None:
