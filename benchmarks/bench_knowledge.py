@@ -4,12 +4,14 @@
 
 Items of the bundled world, each with an article number in its text (so that no two are kept as one, the worst
 case), of 1,000 shops, with ten rows of the click log each. Every size runs in a process of its own. Seconds
-are of the processor, as other work stretches the wall clock; ``MB`` is the highest resident memory so far,
+are of the processor, as other work stretches the wall clock; ``MiB`` is the highest resident memory so far,
 tables included. ``growth`` is the slope of log seconds over log items: 1.00 is linear.
 
 BM25 is searched for slang (few texts have the word) and for whole queries (common words), by the index's own
 product of sparse matrices and by the two retrievers of bm25s; numba's compilation is timed apart. ``recall``
-is the share of the ten best scores found, where all scores are computed from BM25's formula.
+is the share of the ten best scores found, where all scores are computed from BM25's formula. Many short texts
+score alike; ``the same`` says for how many slang words numba's retriever finds the ten texts that the index
+finds, the first of equals, and in how many cases in the same order.
 """
 
 from __future__ import annotations
@@ -120,8 +122,12 @@ def measure(items: int, say: Callable[[Any], None]) -> None:
         timed("explain, many pairs", QUERIES, lambda: loaded.explain_many(pairs))
         own = Bm25.load(Path(folder))
         library = bm25s.BM25.load(folder, mmap=True, show_progress=False)
+        known = {
+            kind: [[t for t in text.lower().split() if t in library.vocab_dict] or ["no0"] for text in texts]
+            for kind, texts in (("slang", slang), ("queries", queries))
+        }
         for kind, texts in (("slang", slang), ("queries", queries)):
-            words = [[t for t in text.split() if t in library.vocab_dict] or ["no0"] for text in texts]
+            words = known[kind]
             timed(f"{kind}: sparse product", QUERIES, functools.partial(own.top, texts, TOP))
             for backend, count in (("numba", QUERIES), ("numpy", SLOW_QUERIES)):
                 library.backend = backend
@@ -129,32 +135,38 @@ def measure(items: int, say: Callable[[Any], None]) -> None:
                 if (kind, backend) == ("slang", "numba"):
                     timed("bm25s, numba: first call", count, search)
                 timed(f"{kind}: bm25s, {backend}", count, search)
+        library.backend = "numba"
+        theirs = library.retrieve(known["slang"], k=TOP, show_progress=False).documents.tolist()
+        pairs_of = [(a.tolist(), b[: len(a)]) for a, b in zip(own.top(slang, TOP), theirs, strict=True)]
+        same = float(np.mean([set(a) == set(b) for a, b in pairs_of]))
+        ordered = float(np.mean([a == b for a, b in pairs_of]))
         said = catalogue.selling_points.tolist()
-        say((size, recall(said, own, slang[:20]), recall(said, own, queries[:20])))
+        say((size, recall(said, own, slang[:20]), recall(said, own, queries[:20]), same, ordered))
 
 
 def main() -> None:
     spawn = multiprocessing.get_context("spawn")
     last: dict[str, tuple[int, float]] = {}
-    print(f"{'way':28}{'items':>10}{'of':>10}{'CPU s':>10}{'per second':>12}{'MB':>8}{'growth':>8}")
+    print(f"{'way':28}{'items':>10}{'of':>10}{'CPU s':>10}{'per second':>12}{'MiB':>8}{'growth':>8}")
     for items in sizes_asked(__doc__):
         heard, tell = spawn.Pipe(duplex=False)
         child = spawn.Process(target=measure, args=(items, tell.send))
         child.start()
         tell.close()
-        while len(row := heard.recv()) == 4:
-            what, count, seconds, megabytes = row
+        while isinstance((row := heard.recv())[0], str):
+            what, count, seconds, mebibytes = row
             before = last.get(what)
             growth = f"{math.log(seconds / before[1]) / math.log(items / before[0]):.2f}" if before else ""
             last[what] = (items, max(seconds, 1e-6))
             rate = f"{count / max(seconds, 1e-6):,.0f}"
             print(
-                f"{what:28}{items:>10,}{count:>10,}{seconds:>10.3f}{rate:>12}{megabytes:>8.0f}{growth:>8}",
+                f"{what:28}{items:>10,}{count:>10,}{seconds:>10.3f}{rate:>12}{mebibytes:>8.0f}{growth:>8}",
                 flush=True,
             )
-        size, rare, common = row
+        size, rare, common, same, ordered = row
         print(
-            f"on disk {size / 2**20:.1f} MB; recall@{TOP} of slang {rare:.4f}, of queries {common:.4f}",
+            f"on disk {size / 2**20:.1f} MiB; recall@{TOP} of slang {rare:.4f}, of queries {common:.4f}; "
+            f"numba: the same {same:.2f}, in the same order {ordered:.2f}",
             flush=True,
         )
         child.join()

@@ -26,8 +26,9 @@ from ways import sizes_asked
 
 from lore_lib.artifacts import write_parquet
 from lore_lib.config import load_config
-from lore_lib.cot.batch import SHARD_PAIRS, prepare_batch, ray_workers, run_batch
+from lore_lib.cot.batch import SHARD_PAIRS, prepare_batch, run_batch
 from lore_lib.cot.chat import Arrived, Reply, Request, ignore
+from lore_lib.cot.on_ray import ray_workers
 from lore_lib.cot.replies import ReplyCache
 from lore_lib.cot.staged import StagedTeacher
 from lore_lib.cot.synthesis import Synthesis, in_shards, pair_rows, synthesise_to

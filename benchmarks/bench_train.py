@@ -1,12 +1,13 @@
 """Speed of supervised tuning and of sampling on this CPU, beside what one would write without the kit.
 
-    OMP_NUM_THREADS=1 python benchmarks/bench_train.py [--largest 1024]
+    OMP_NUM_THREADS=1 python benchmarks/bench_train.py [--sizes 80 320] [--only sampling --model FOLDER]
 
 Pairs of the bundled world with progressive chains. Tuning: one pass over so many pairs, batch 16, beside
 TRL's ``SFTTrainer`` as it comes (padded batches in random order); then at three model sizes, with the share
 that it reaches of one large matrix product in the same minute. Sampling: 8 completions for each of so many
-prompts from a model tuned a little, beside ``model.generate(num_return_sequences=8)`` prompt by prompt, and
-vLLM where it is installed. ``ways.py`` says what is measured.
+prompts from a model tuned a little, or from the one of ``--model``, beside
+``model.generate(num_return_sequences=8)`` prompt by prompt, and vLLM where it is installed. ``ways.py`` says
+what is measured.
 """
 
 from __future__ import annotations
@@ -137,23 +138,25 @@ def print_share(rows: Path, sizes: dict[str, tuple[int, int]], pairs: int) -> No
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--largest", type=int, default=320, help="pairs of the largest size (default: 320)")
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=[80, 320], help="pairs or prompts (default: 80 320)"
+    )
     parser.add_argument(
         "--only", choices=["tuning", "models", "sampling"], help="one of the three (default: all)"
     )
+    parser.add_argument("--model", type=Path, help="folder of a tuned model to sample from")
     asked = parser.parse_args()
-    sizes = [asked.largest // 4, asked.largest]
     with tempfile.TemporaryDirectory() as folder:
-        rows = write_rows(Path(folder) / "rows.parquet", max(sizes))
+        rows = write_rows(Path(folder) / "rows.parquet", max(asked.sizes))
         if asked.only in (None, "tuning"):
-            print_table(TUNING, sizes, functools.partial(prepare_tuning, rows, {}))
+            print_table(TUNING, asked.sizes, functools.partial(prepare_tuning, rows, {}))
         if asked.only in (None, "models"):
-            print_table(MODELS, sizes[:1], functools.partial(prepare_tuning, rows, MODELS))
-            print_share(rows, MODELS, sizes[0])
+            print_table(MODELS, asked.sizes[:1], functools.partial(prepare_tuning, rows, MODELS))
+            print_share(rows, MODELS, asked.sizes[0])
         if asked.only in (None, "sampling"):
-            model = train_sft(bench_job(rows, Path(folder) / "model"))
+            model = asked.model or train_sft(bench_job(rows, Path(folder) / "model"))
             sampling = functools.partial(prepare_sampling, model, rows)
-            print_table(SAMPLING, [size // 4 for size in sizes], sampling, "prompts")
+            print_table(SAMPLING, asked.sizes, sampling, "prompts")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Ways of doing the same work at rising sizes, each in a process of its own, in one table.
 
 ``CPU s`` is the processor time of the work alone, all threads together, because a busy machine stretches the
-wall clock; ``MB`` is the peak of resident memory, looked at every 10 ms, above that of the prepared input.
+wall clock; ``MiB`` is the peak of resident memory, looked at every 10 ms, above that of the prepared input.
 The growth is the slope of log CPU seconds over log size from one size to the next: 1.00 is linear. The first
 way is the plain one; ``x plain`` says how many times faster than it a way is at the same size.
 """
@@ -33,7 +33,7 @@ def sizes_asked(doc: str | None, usual: int = 100_000) -> list[int]:
 def print_table(ways: Iterable[str], sizes: Iterable[int], prepare: Prepare, unit: str = "pairs") -> None:
     """Measure every way at every size, the plain way first, and print a row of each."""
     spawn = multiprocessing.get_context("spawn")
-    print(f"{'way':32}{unit:>10}{'CPU s':>9}{unit + '/s':>11}{'MB':>8}{'growth':>8}{'x plain':>9}")
+    print(f"{'way':32}{unit:>10}{'CPU s':>9}{unit + '/s':>11}{'MiB':>8}{'growth':>8}{'x plain':>9}")
     plain: dict[int, float] = {}
     for way in ways:
         last: tuple[int, float] | None = None
@@ -43,7 +43,7 @@ def print_table(ways: Iterable[str], sizes: Iterable[int], prepare: Prepare, uni
             child.start()
             say.close()
             try:
-                seconds, megabytes = heard.recv()
+                seconds, mebibytes = heard.recv()
             except EOFError:
                 print(f"{way:32}{size:>10,}  ended early, most often for lack of memory", flush=True)
                 break
@@ -51,7 +51,7 @@ def print_table(ways: Iterable[str], sizes: Iterable[int], prepare: Prepare, uni
                 child.join()
             growth = f"{math.log(seconds / last[1]) / math.log(size / last[0]):.2f}" if last else ""
             ratio = f"{plain.setdefault(size, seconds) / seconds:.1f}"
-            row = f"{size:>10,}{seconds:>9.3f}{size / seconds:>11,.0f}{megabytes:>8.0f}{growth:>8}{ratio:>9}"
+            row = f"{size:>10,}{seconds:>9.3f}{size / seconds:>11,.0f}{mebibytes:>8.0f}{growth:>8}{ratio:>9}"
             print(f"{way:32}{row}", flush=True)
             last = (size, seconds)
 

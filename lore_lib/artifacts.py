@@ -25,6 +25,11 @@ _FIXES = {
     errno.EROFS: "the disk is mounted read-only; point LORE_OUTPUTS at a folder you may write to",
     errno.EACCES: "give yourself write permission (chmod u+w), or point LORE_OUTPUTS at a folder of your own",
     errno.EPERM: "give yourself write permission (chmod u+w), or point LORE_OUTPUTS at a folder of your own",
+    errno.ENOTDIR: "a file stands where a folder should be; move it away, or choose another folder",
+    errno.EEXIST: "a file stands where a folder should be; move it away, or choose another folder",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ENOLCK: "that disk has no file locks; point LORE_OUTPUTS at a folder on another one",
+    errno.ENOSYS: "that disk has no file locks; point LORE_OUTPUTS at a folder on another one",
 }
 
 
@@ -32,8 +37,11 @@ def _is_root(folder: Path) -> bool:
     marker = folder / "pyproject.toml"
     if not marker.is_file():
         return False
-    project = tomllib.loads(marker.read_text(encoding="utf-8")).get("project", {})
-    return bool(project.get("name") == "lore-kit")
+    try:
+        project = tomllib.loads(marker.read_text(encoding="utf-8")).get("project")
+    except (OSError, ValueError):  # of somebody else's project: not this one
+        return False
+    return isinstance(project, dict) and project.get("name") == "lore-kit"
 
 
 def project_root() -> Path:
@@ -119,6 +127,18 @@ def atomic_write_json(path: Path, value: Any) -> Path:
     return atomic_write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """Read one JSON value.
+
+    Raises:
+        ArtifactError: the file cannot be read, or is not JSON in UTF-8.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path} is not JSON ({error}).") from error
+
+
 def write_parquet(frame: pd.DataFrame, path: Path) -> Path:
     """Write the frame without its index, whole or not at all."""
     return atomic_write(path, lambda part: frame.to_parquet(part, index=False))
@@ -134,8 +154,10 @@ def read_parquet(path: Path) -> pd.DataFrame:
         raise ArtifactError(f"no table at {path}. Run the stage that writes it.")
     try:
         return pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path} is not a whole Parquet file ({error}). Delete it and rerun.") from error
+    except Exception as error:  # what a damaged file says of its own columns makes pandas raise anything
+        raise ArtifactError(
+            f"{path} is not a whole Parquet file ({error}). Make it again with what wrote it."
+        ) from error
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
@@ -157,15 +179,15 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise ArtifactError(f"no rows at {path}. Run the stage that writes them.")
     rows: list[dict[str, Any]] = []
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
+                row = json.loads(line.decode("utf-8"))
+            except (ValueError, RecursionError) as error:
                 raise ArtifactError(
-                    f"{path} line {number} is not JSON ({error}). Delete it and rerun."
+                    f"{path} line {number} is not JSON ({error}). Make it again with what wrote it."
                 ) from error
             if not isinstance(row, dict):
                 raise ArtifactError(f"{path} line {number} is a {type(row).__name__}, not a JSON object.")
@@ -254,10 +276,7 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     if not path.is_file():
         raise ArtifactError(f"no {MANIFEST} in {folder}: the stage has not run, or was interrupted.")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ArtifactError(f"{path} is not JSON ({error}).") from error
+    raw = read_json(path)
     found = raw.get("schema_version") if isinstance(raw, dict) else None
     if found != SCHEMA_VERSION:
         raise ArtifactError(

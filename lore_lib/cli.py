@@ -6,6 +6,7 @@ What a command needs is imported inside it, so that the light ones answer at onc
 import signal
 import sys
 import time
+from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +15,8 @@ import typer
 from rich.console import Console
 from rich.status import Status
 
-from lore_lib.errors import ConfigError, LoreError
+import lore_lib
+from lore_lib.errors import ConfigError, LoreError, printable
 
 if TYPE_CHECKING:
     from lore_lib.run.runner import Progress
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 commands = typer.Typer(
     name="lore",
     help="Reproduce LORE, a large generative model for search relevance, notebook by notebook.",
+    epilog="Exit status: 0 done, 1 failed, 2 a wrong setting, 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -33,10 +36,26 @@ BENCHMARK, SERVING = "Benchmark", "Serving"
 Profile = Annotated[str, typer.Option(help="smoke, demo, small or paper.")]
 Vertical = Annotated[str, typer.Option(help="Folder name under data/verticals.")]
 Run = Annotated[str, typer.Option(help="Folder name under outputs; the profile's name by default.")]
+Made = Annotated[str, typer.Option("--run", help="Folder name under outputs.")]
 Seed = Annotated[int, typer.Option(help="Root of every random stream.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; may be repeated.")
 ]
+
+
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"lore {lore_lib.__version__}")
+        raise typer.Exit
+
+
+@commands.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Print it and exit.")
+    ] = False,
+) -> None:
+    """Options of `lore` itself."""
 
 
 @commands.command("run", rich_help_panel=RUNS)
@@ -61,25 +80,29 @@ def run_command(
 
     config = load_config(profile, vertical, run, seed, _overrides(settings))
     console = _console()
-    with _Lines(console) as lines:
-        run_stages(
-            profile,
-            vertical,
-            run,
-            seed,
-            _overrides(settings),
-            first=first,
-            last=last,
-            only=only or (),
-            watch=lines.show,
-        )
+    try:
+        with _Lines(console) as lines:
+            run_stages(
+                profile,
+                vertical,
+                run,
+                seed,
+                _overrides(settings),
+                first=first,
+                last=last,
+                only=only or (),
+                watch=lines.show,
+            )
+    except KeyboardInterrupt:
+        console.print("stopped; the same command goes on from here", markup=False, soft_wrap=True)
+        raise
     print_summary(config.run, console)
     console.print(f"report: {write_html(config.run)}", markup=False, soft_wrap=True)
 
 
 @commands.command("report", rich_help_panel=RUNS)
 def report_command(
-    run: Run = "demo",
+    run: Made = "demo",
     json: Annotated[bool, typer.Option("--json", help="Print the results as JSON instead.")] = False,
 ) -> None:
     """Show the results of a run and write its HTML page."""
@@ -95,7 +118,7 @@ def report_command(
 
 @commands.command("diagnose", rich_help_panel=RUNS)
 def diagnose_command(
-    run: Annotated[str, typer.Argument(help="Folder name under outputs.")] = "demo",
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder name under outputs.")] = "demo",
 ) -> None:
     """Name the failure signs in a run's artefacts, with evidence and the usual remedy."""
     from lore_lib.run.report import find_run
@@ -137,10 +160,12 @@ def pretrain_nano_command(
     verticals: Annotated[
         list[str], typer.Option("--vertical", help="Folder under data/verticals; may be repeated.")
     ] = ["apparel_home", "beauty_care"],  # noqa: B006 - typer copies it
-    documents: Annotated[int, typer.Option(help="How many documents to read, once each.")] = 224_000,
+    documents: Annotated[int, typer.Option(min=1, help="How many documents to read, once each.")] = 224_000,
     seed: Seed = 17,
-    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
-    bf16: Annotated[bool, typer.Option(help="Products in bfloat16; only faster on CPUs with AMX.")] = False,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
+    bf16: Annotated[
+        bool, typer.Option("--bf16", help="Products in bfloat16; only faster on CPUs with AMX.")
+    ] = False,
 ) -> None:
     """Pretrain the bundled base model: about 70 minutes for 224,000 documents on two quiet cores."""
     import torch
@@ -214,7 +239,7 @@ def synthesise_command(
         "progressive"
     ),
     engine: Annotated[str, typer.Option(help="local (this process) or ray (Ray Data over workers).")] = "",
-    workers: Annotated[int, typer.Option(help="Ray workers; runtime.workers by default.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Ray workers; 0 = runtime.workers.")] = 0,
     source: Annotated[
         Path | None, typer.Option("--from", help="Folder with the tables; the run's 01_features by default.")
     ] = None,
@@ -257,29 +282,71 @@ def synthesise_command(
 
 @commands.command("build-benchmark", rich_help_panel=BENCHMARK)
 def build_benchmark_command(
-    out: Annotated[Path, typer.Option(help="Folder for the files and their card.")] = Path(
-        "data/benchmarks/rair-mini"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the files and their card; data/benchmarks/rair-mini, or own."),
+    ] = None,
     verticals: Annotated[
         list[str], typer.Option("--vertical", help="Folder under data/verticals; may be repeated.")
     ] = ["apparel_home", "beauty_care", "toys_digital"],  # noqa: B006 - typer copies it
+    intents: Annotated[
+        str,
+        typer.Option(help="Of your queries: told (by their table), rules, openai (rair.intents_model)."),
+    ] = "",
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            help="Answers of the judge that 'hard' pairs defeat: pair_id, label, for each test pair. "
+            "Without: rair.judge_model, else naive Bayes over words."
+        ),
+    ] = None,
+    version: Annotated[str, typer.Option(help="Of your benchmark; raise it when its rows change.")] = "1",
+    profile: Profile = "demo",
+    settings: Settings = None,
 ) -> None:
-    """Build RAIR-mini anew from the verticals' definitions: the same bytes as in the repository."""
+    """Freeze a benchmark: of your own test pairs, or RAIR-mini anew, byte for byte, from a world."""
     from dataclasses import asdict
 
-    from lore_lib.rair.benchmark import save_all
+    from lore_lib.artifacts import outputs_root
+    from lore_lib.config import load_config, require_built
+    from lore_lib.rair.benchmark import BUNDLED, benchmarks_folder, read_answers, save_all
     from lore_lib.rair.builder import Recipe, build_mini
+    from lore_lib.rair.own import OWN, build_own, has_tables
+    from lore_lib.vertical.definition import load_vertical
+    from lore_lib.vertical.tables import load_tables
 
-    recipe = Recipe()
-    built = [build_mini(name, recipe) for name in verticals]
+    own = [name for name in verticals if has_tables(load_vertical(name))]
+    if own and own != verticals:
+        raise ConfigError(
+            f"{', '.join(own)} has tables of its own and {', '.join(set(verticals) - set(own))} has a world: "
+            "they are built by different recipes; build them one by one"
+        )
+    folder = out or benchmarks_folder() / (OWN if own else BUNDLED)
+    recipe, cache, built = Recipe(), outputs_root() / "benchmark-replies", []
+    for name in verticals:
+        if not own:
+            built.append(build_mini(name, recipe))
+            continue
+        chosen = {"rair.intents": intents} if intents else {}
+        config = load_config(profile, name, overrides={**_overrides(settings), **chosen})
+        require_built(config)
+        vertical = load_vertical(name)
+        tables = load_tables(vertical, config.world, config.seed)
+        answers = read_answers(reference) if reference else None
+        made = build_own(config, vertical, tables, cache, f"{folder.name}/{name}", version, answers)
+        built.append(made.benchmark)
+        for note in made.notes:
+            typer.echo(note)
     for benchmark in built:
         typer.echo(f"{benchmark.reference}: {benchmark.counts()}")
-    typer.echo(f"wrote {save_all(built, out, asdict(recipe))}")
+    typer.echo(f"wrote {save_all(built, folder, asdict(recipe))}")
 
 
 @commands.command("score", rich_help_panel=BENCHMARK)
 def score_command(
-    answers: Annotated[Path, typer.Argument(help="JSON lines, CSV or Parquet: pair_id, label, benchmark.")],
+    answers: Annotated[
+        Path, typer.Argument(metavar="FILE", help="JSON lines, CSV or Parquet: pair_id, label, benchmark.")
+    ],
     benchmark: Annotated[
         str, typer.Option(help="Name of a bundled benchmark, such as rair-mini/apparel_home.")
     ] = "rair-mini/apparel_home",
@@ -380,7 +447,7 @@ def validate_command(
 
 @commands.command("init-vertical", rich_help_panel=DATA)
 def init_vertical_command(
-    name: Annotated[str, typer.Argument(help="Folder name of the new vertical.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Folder name of the new vertical.")],
     source: Annotated[
         str, typer.Option("--from", metavar="VERTICAL", help="Copy this one instead of the template.")
     ] = "",
@@ -394,7 +461,7 @@ def init_vertical_command(
 
 @commands.command("serve", rich_help_panel=SERVING)
 def serve_command(
-    run: Run = "demo",
+    run: Made = "demo",
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 is every one.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8080,
     settings: Settings = None,
@@ -405,9 +472,12 @@ def serve_command(
 
     bundle = open_bundle(run, _overrides(settings))
     app = build_app(lambda: start_service(bundle, tell=typer.echo), bundle.config.service)
-    typer.echo(f"serving run {run} ({len(bundle.catalogue):,} items) at http://{host}:{port}; Ctrl-C ends it")
+    serving = server(app, host, port, bundle.config.service.deadline_ms / 1000 + 1)
+    listening = serving.config.bind_socket()
+    url = f"http://{host}:{listening.getsockname()[1]}"
+    typer.echo(f"serving run {run} ({len(bundle.catalogue):,} items) at {url}; Ctrl-C ends it")
     try:
-        server(app, host, port, bundle.config.service.deadline_ms / 1000 + 1).run()
+        serving.run(sockets=[listening])
     except KeyboardInterrupt:  # the server has finished what was at work, and then tells of the signal again
         typer.echo("stopped")
 
@@ -444,15 +514,34 @@ def kernel_command() -> None:
 def app() -> None:
     """The command line; exit status 0 done, 1 failed, 2 a wrong setting, 130 interrupted.
 
-    A LoreError is shown as its text, never as a traceback.
+    A LoreError, or a file that cannot be used, is shown as its text, never as a traceback.
     """
+    if sys.platform == "win32":
+        sys.exit("lore: it locks folders and ends processes as POSIX does; on Windows run it inside WSL")
     signal.signal(signal.SIGTERM, _terminated)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # what a terminal's encoding lacks is shown by its number
+            stream.reconfigure(errors="backslashreplace")
     errors = Console(stderr=True, highlight=False)
     try:
         commands(standalone_mode=True)
     except LoreError as error:
-        errors.print(f"lore: {error}", markup=False, soft_wrap=True)
+        errors.print(f"lore: {printable(str(error))}", markup=False, soft_wrap=True)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("lore_lib"):
+            raise
+        told = f"lore: package {error.name} is missing; the extras of pyproject.toml say what it belongs to"
+        errors.print(
+            f'{told}, and pip install -e ".[dev]" brings all but GPUs need', markup=False, soft_wrap=True
+        )
+        sys.exit(1)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        told = f"lore: {error.filename}: {error.strerror or error}"
+        errors.print(printable(told), markup=False, soft_wrap=True)
+        sys.exit(1)
 
 
 class _Lines:

@@ -100,6 +100,7 @@ class CotConfig(_Frozen):
     pairs: int = Field(default=2400, ge=1)  # train pairs in each set, before the funnel
     teacher: Literal["symbolic", "openai", "hf", "vllm"] = "symbolic"  # symbolic is a mock of a large model
     teacher_model: str = ""  # name at the endpoint (openai), folder or hub name (hf, vllm)
+    teacher_engine: dict[str, Any] = {}  # further arguments of vLLM's engine, such as tensor_parallel_size
     teacher_url: str = "http://localhost:8000/v1"  # OpenAI-compatible; its key is in OPENAI_API_KEY, if any
     teacher_samples: int = Field(default=1, ge=1)  # chains per pair; the majority's label is the teacher's
     teacher_temperature: float = Field(default=0.0, ge=0)  # 0 is greedy
@@ -125,6 +126,15 @@ class CotConfig(_Frozen):
     on_policy_samples: int = Field(default=4, ge=1)  # chains the student writes per train pair
 
     _teacher_url = field_validator("teacher_url")(_no_secret)
+
+    @field_validator("teacher_engine")
+    @classmethod
+    def _engine_runs_no_code(cls, engine: dict[str, Any]) -> dict[str, Any]:
+        if refused := sorted({"model", "trust_remote_code"} & set(engine)):
+            raise ValueError(
+                f"{refused[0]} is not set here: the model is cot.teacher_model, and its code is never run"
+            )
+        return engine
 
     @model_validator(mode="after")
     def _teacher_can_teach(self) -> "CotConfig":
@@ -239,6 +249,20 @@ class RairConfig(_Frozen):
     encoder: str = ""  # of the cosine judge: folder or hub name; "bundled" is the extra's; "" leaves it out
     judge_model: str = ""  # a further judge, by its name at the endpoint below; "" for none
     judge_url: str = "http://localhost:8000/v1"  # OpenAI-compatible; its key is in OPENAI_API_KEY, if any
+    intents: Literal["told", "rules", "openai"] = "told"  # of your queries: their table, your words, a model
+    intents_model: str = ""  # name at the endpoint (openai)
+    intents_url: str = "http://localhost:8000/v1"  # OpenAI-compatible; its key is in OPENAI_API_KEY, if any
+    pixel_seeds: tuple[int, ...] = (0, 1)  # of trainings that read pixels, not captions; () = none
+    pixel_pairs: int = Field(default=800, ge=1)  # train pairs of each, and of their rivals, read once
+    pixel_learning_rate: float = Field(default=1e-3, gt=0)  # peak of the schedule
+
+    _judge_url = field_validator("judge_url", "intents_url")(_no_secret)
+
+    @model_validator(mode="after")
+    def _intents_can_be_asked(self) -> "RairConfig":
+        if self.intents == "openai" and not self.intents_model:
+            raise ValueError("intents=openai needs the model's name at the endpoint; set rair.intents_model")
+        return self
 
 
 class ServingConfig(_Frozen):
@@ -334,6 +358,8 @@ class ServiceConfig(_Frozen):
     batch_pairs: int = Field(default=64, ge=1)  # pairs in a batch request; more are refused: 422
     query_characters: int = Field(default=512, ge=1)  # a longer query is refused: 422
     deadline_ms: float = Field(default=5000, gt=0)  # of an HTTP request; beyond it the service says 503
+
+    _llm_url = field_validator("llm_url")(_no_secret)
 
     @model_validator(mode="after")
     def _deadline_leaves_time(self) -> "ServiceConfig":
@@ -457,6 +483,9 @@ PROFILE_TABLE: dict[str, tuple[Any, Any, Any]] = {
     "grpo.probe_pairs": (12, 120, None),
     "rair.bootstrap": (200, None, None),
     "rair.limit": (12, None, None),
+    "rair.pixel_seeds": ((0,), None, ()),
+    "rair.pixel_pairs": (32, None, None),
+    "rair.pixel_learning_rate": (None, 1e-4, None),
     "serving.requests": (20_000, None, 10_000_000),
     "serving.seeds": ((0, 1), None, None),
     "serving.queries": (2000, None, 1_000_000),
@@ -518,8 +547,10 @@ def load_config(
     if profile not in PROFILES:
         raise ConfigError(f"unknown profile {profile!r}; {nearest(profile, PROFILES)}")
     run = run or profile
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", run):
-        raise ConfigError(f"run {run!r} is not a folder name; use letters, digits, dot, dash and underscore")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", run):
+        raise ConfigError(
+            f"run {run[:120]!r} is not a folder name; use letters, digits, dot, dash, underscore, at most 100"
+        )
     values: dict[str, Any] = {}
     if profile in _COLUMN:
         row = {key: columns[_COLUMN[profile]] for key, columns in PROFILE_TABLE.items()}
@@ -585,4 +616,4 @@ def _explain(item: Any) -> str:
     message = str(item["msg"]).removeprefix("Value error, ")
     if item["type"] == "value_error":
         return f"{place}: {message}" if place else message
-    return f"{place}={item['input']!r}: {message}"
+    return f"{place}={item['input']!r:.200}: {message}"

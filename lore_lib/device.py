@@ -11,3 +11,10 @@ def resolve_device(device: str) -> str:
     import torch  # seconds to import, and only "auto" needs it
 
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error of torch says that memory ran out: of a GPU, or of the machine."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -36,7 +36,7 @@ CALL_FAILURES: dict[str, str] = {
     "rate_limited": "the endpoint asked for patience at every attempt, or for more than is had",
     "server_error": "the endpoint failed at every attempt",
     "garbled": "what the endpoint sent is not of its protocol, at every attempt",
-    "refused": "the endpoint refuses this request",
+    "refused": "the endpoint or engine refuses this request, such as one longer than its model reads",
 }
 """Why there is no answer; another try later may help."""
 

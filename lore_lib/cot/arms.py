@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
 from lore_lib.completion import LABEL_FIRST, label_first
-from lore_lib.config import Config
+from lore_lib.config import Config, CotConfig
 from lore_lib.cot.chat import ChatModel, Draw, HfChat, VllmChat
 from lore_lib.cot.endpoint import OpenAIChat
 from lore_lib.cot.knowledge import KnowledgeIndex
 from lore_lib.cot.replies import ReplyCache
-from lore_lib.cot.staged import StagedTeacher
+from lore_lib.cot.staged import StagedTeacher, Usage
 from lore_lib.cot.synthesis import STAGES_OF, WITHOUT, Synthesis
 from lore_lib.cot.teacher import SymbolicTeacher
 from lore_lib.endpoint import Limits
@@ -31,7 +33,7 @@ def open_chat_model(config: Config) -> ChatModel | None:
     if cot.teacher == "symbolic":
         return None
     if cot.teacher == "vllm":
-        return VllmChat(cot.teacher_model, draw, dtype=config.model.dtype)
+        return VllmChat(cot.teacher_model, draw, **{"dtype": config.model.dtype, **cot.teacher_engine})
     if cot.teacher == "hf":
         from lore_lib.sampling.engine import HfEngine, load_model, load_tokenizer
 
@@ -80,6 +82,43 @@ def open_synthesis(
         return Synthesis(arm, symbolic, disagreement, cot.max_words)
     staged = StagedTeacher(model, vertical, stages, cache=cache, samples=cot.teacher_samples)
     return Synthesis(arm, staged, disagreement, cot.max_words, knowledge)
+
+
+def write_arms(
+    writers: Mapping[str, Synthesis], rows: pd.DataFrame, cot: CotConfig
+) -> tuple[dict[str, pd.DataFrame], pd.DataFrame]:
+    """The traces of each arm, and what writing them took.
+
+    Args:
+        writers: arm -> its synthesis.
+        rows: from :func:`lore_lib.cot.synthesis.pair_rows`.
+        cot: prices of the teacher's tokens.
+
+    Returns:
+        Traces by arm; and a row for each arm: pairs, kept, calls that went to the model, calls that an
+        earlier arm or run had paid for (``cached``), tokens read and written, those of cached calls
+        included, their cost by the prices (what the arm would cost alone), and seconds of this run.
+    """
+    written, costs = {}, {}
+    for arm, writer in writers.items():
+        start = time.perf_counter()
+        traces = written[arm] = writer(rows)
+        seconds = time.perf_counter() - start
+        spent = writer.teacher.spending() if isinstance(writer.teacher, StagedTeacher) else pd.DataFrame()
+        read, wrote = int(traces["prompt_tokens"].sum()), int(traces["completion_tokens"].sum())
+        costs[arm] = {
+            "pairs": len(traces),
+            "kept": int(traces["kept"].sum()),
+            "calls": int(spent.get("calls", pd.Series(dtype=int)).sum()),
+            "cached": int(spent.get("cached", pd.Series(dtype=int)).sum()),
+            "tokens read": read,
+            "tokens written": wrote,
+            "cost": Usage(prompt_tokens=read, completion_tokens=wrote).cost(
+                cot.teacher_prompt_price, cot.teacher_completion_price
+            ),
+            "seconds": seconds,
+        }
+    return written, pd.DataFrame.from_dict(costs, orient="index").rename_axis("arm")
 
 
 class _LabelFirst(Synthesis):

@@ -6,11 +6,16 @@ The folder of a synthesis holds all that a worker needs, so that a worker needs 
     knowledge/          the index, memory-mapped
     inputs.json         what these two were made from, written last
     replies/00000.sqlite  what the model has said about a shard: one writer at a time, also on a shared disk
+    asked/, said/       what a vLLM model on Ray is asked and told in this run, see lore_lib.cot.turns
     traces/00000.parquet  the shards, each whole or absent
     manifest.json       written last
 
 A shard is the same whoever writes it, so the engines give the same bytes. After a kill, finished shards are
 kept and replies are not paid for again, whichever engine goes on.
+
+On Ray a pool of actors writes the shards, each with a teacher of its own. A vLLM teacher is asked in turns
+instead, one for each stage, for all shards at once: ``ray.data.llm`` keeps its engines full, and no shard
+waits for the slowest reply of another. Each turn loads the model anew, which matters to small batches only.
 """
 
 from __future__ import annotations
@@ -18,18 +23,15 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from lore_lib.artifacts import (
@@ -42,11 +44,13 @@ from lore_lib.artifacts import (
 )
 from lore_lib.config import Config
 from lore_lib.cot.arms import open_chat_model, open_synthesis
-from lore_lib.cot.chat import ChatModel
+from lore_lib.cot.chat import ChatModel, VllmChat
 from lore_lib.cot.knowledge import KnowledgeIndex
+from lore_lib.cot.on_ray import ask_vllm, has_gpus, on_workers, ray_workers
 from lore_lib.cot.replies import ReplyCache
-from lore_lib.cot.synthesis import Synthesis, finish_shards, in_shards, pair_rows, write_shard
-from lore_lib.errors import ConfigError, DataError, EngineError, LoreError
+from lore_lib.cot.synthesis import Synthesis, finish_shards, in_shards, is_written, pair_rows, write_shard
+from lore_lib.cot.turns import Told, add_said, asked_file, forget, read_said, said_file, write_asked
+from lore_lib.errors import DataError
 from lore_lib.vertical.definition import Vertical, load_vertical
 
 ROWS, KNOWLEDGE, INPUTS = "rows.parquet", "knowledge", "inputs.json"
@@ -54,9 +58,6 @@ SHARD_PAIRS = 2048
 """Pairs of a shard: about a second of the symbolic teacher, minutes of a large model."""
 
 _SHARDS_JOINED = 64
-_BLOCKS_PER_WORKER = 20
-_LOOP = "127.0.0.1"
-_STARTS = 3
 _TABLES = ("items", "queries", "pairs", "clicks", "captions", "prompts")
 
 
@@ -91,37 +92,73 @@ class Worker:
         self._rows = pq.ParquetFile(batch.folder / ROWS)
 
     @functools.cached_property
-    def _parts(self) -> tuple[Vertical, KnowledgeIndex, ChatModel | None]:
-        config = self._batch.config
+    def _parts(self) -> tuple[Vertical, KnowledgeIndex]:
         knowledge = KnowledgeIndex.load(self._batch.folder / KNOWLEDGE)
-        return load_vertical(config.vertical), knowledge, open_chat_model(config)
+        return load_vertical(self._batch.config.vertical), knowledge
 
-    def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Write the shards of these numbers (``id``), as Ray Data passes them.
+    @functools.cached_property
+    def _model(self) -> ChatModel | None:
+        return open_chat_model(self._batch.config)
 
-        ``failure`` says what went wrong: Ray would hand on an error without its text.
-        """
-        failures = []
-        for number in batch["id"].tolist():
-            try:
-                self.write(number)
-                failures.append("")
-            except LoreError as error:
-                failures.append(str(error))
-        return {"id": batch["id"], "failure": np.array(failures, dtype=object)}
+    def write(self, number: int) -> int:
+        """Write one shard, unless it is there; returns its pairs."""
+        rows = self._read(number)
+        with self._synthesis(number, self._chat(number)) as synthesis:
+            write_shard(self._batch.folder, number, rows, synthesis)
+        return len(rows)
 
-    def write(self, number: int) -> None:
-        """Write one shard, unless it is there."""
-        vertical, knowledge, model = self._parts
+    def _chat(self, number: int) -> ChatModel | None:
+        """The model that a shard is written with."""
+        return self._model
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the traces, beside the rows and the index."""
+        return self._open(self._model).identity
+
+    def _read(self, number: int) -> pd.DataFrame:
+        rows: pd.DataFrame = self._rows.read_row_group(number).to_pandas()
+        return rows
+
+    @contextmanager
+    def _synthesis(self, number: int, model: ChatModel | None) -> Iterator[Synthesis]:
         replies = self._batch.folder / "replies" / f"{number:05d}.sqlite"
         with closing(ReplyCache(replies)) if model else nullcontext() as cache:
-            synthesis = open_synthesis(self._batch.config, self._batch.arm, vertical, knowledge, model, cache)
-            write_shard(self._batch.folder, number, self._rows.read_row_group(number).to_pandas(), synthesis)
+            yield self._open(model, cache)
 
-    def synthesis(self) -> Synthesis:
-        """How the batch is written."""
-        vertical, knowledge, model = self._parts
-        return open_synthesis(self._batch.config, self._batch.arm, vertical, knowledge, model)
+    def _open(self, model: ChatModel | None, cache: ReplyCache | None = None) -> Synthesis:
+        return open_synthesis(self._batch.config, self._batch.arm, *self._parts, model, cache)
+
+
+class TurnWorker(Worker):
+    """Lays out what the vLLM model of a batch is to be asked, and writes shards of what it said."""
+
+    @property
+    def vllm(self) -> VllmChat:
+        """The model, which is not loaded here."""
+        assert isinstance(self._model, VllmChat)
+        return self._model
+
+    def _chat(self, number: int) -> Told:
+        said = read_said(said_file(self._batch.folder, number))
+        return Told(self.vllm.name, self.vllm.identity, said)
+
+    def ask(self, number: int) -> int:
+        """Lay out what a shard asks in this turn; returns how many requests that is."""
+        rows, told = self._read(number), self._chat(number)
+        with self._synthesis(number, told) as synthesis:
+            if not is_written(self._batch.folder, number, rows, synthesis):
+                synthesis(rows)
+        tokens = self.vllm.tokens(list(told.open.values()))
+        write_asked(asked_file(self._batch.folder, number), told.open, tokens)
+        return len(told.open)
+
+    def ask_first(self, number: int) -> int:
+        """The same for the first turn; of what a killed run was told, only what is of use is kept."""
+        said = said_file(self._batch.folder, number)
+        if said.is_file():
+            self.ask(number)  # which puts it into the cache
+            said.unlink()
+        return self.ask(number)
 
 
 def prepare_batch(
@@ -194,81 +231,43 @@ def run_batch(batch: Batch) -> Path:
         EngineError: more than half of a shard's calls failed, or a worker died; finished shards stay.
     """
     (batch.folder / MANIFEST).unlink(missing_ok=True)
-    count, runtime = batch.shards(), batch.config.runtime
-    worker = Worker(batch)
+    numbers, runtime = range(batch.shards()), batch.config.runtime
     if runtime.engine == "ray":
-        _on_ray(batch, count, runtime.workers)
+        with ray_workers(runtime.workers):
+            _on_ray(batch, numbers)
     else:
-        for number in tqdm(range(count), desc="shards", unit="shard"):
+        worker = Worker(batch)
+        for number in tqdm(numbers, desc="shards", unit="shard"):
             worker.write(number)
-    return finish_shards(batch.folder, count, worker.synthesis().identity)
+    return finish_shards(batch.folder, len(numbers), Worker(batch).identity())
 
 
-def _on_ray(batch: Batch, count: int, workers: int) -> None:
-    """Ray Data streams the numbers of the shards to a pool of actors, each of which keeps its model loaded.
-
-    A stage's replies must be read before the next stage can be asked, so an actor holds the whole teacher,
-    such as a vLLM engine with its GPU, and not one stage of it.
-    """
-    with ray_workers(workers):
-        _write_all(batch, count, workers)
-
-
-@contextmanager
-def ray_workers(workers: int) -> Iterator[None]:
-    """A Ray session: the one that is there already, the cluster at ``RAY_ADDRESS``, or so many local workers.
-
-    Raises:
-        ConfigError: Ray is not installed.
-        EngineError: it does not start.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
-    except ImportError as error:
-        raise ConfigError("runtime.engine=ray needs the extra ray: pip install 'lore-kit[ray]'") from error
-    if ray.is_initialized():
-        yield
-        return
-    local = {"address": "local", "num_cpus": workers, "include_dashboard": False, "_node_ip_address": _LOOP}
-    settings = {} if "RAY_ADDRESS" in os.environ else local
-    for start in range(1, _STARTS + 1):
-        try:
-            ray.init(log_to_driver=False, **settings)
-            break
-        except Exception as error:  # it gives itself 30 seconds, which a busy machine may need more than once
-            ray.shutdown()
-            if start == _STARTS:
-                raise EngineError(f"Ray did not start, at {_STARTS} attempts: {error}") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
+def _on_ray(batch: Batch, numbers: Sequence[int]) -> None:
+    """A pool of actors writes the shards; each keeps its model loaded, or has it asked beforehand."""
+    workers, teacher = batch.config.runtime.workers, batch.config.cot.teacher
+    if teacher == "vllm":
+        _ask_in_turns(batch, numbers, workers)
+    make, gpus = (TurnWorker, 0) if teacher == "vllm" else (Worker, int(teacher == "hf" and has_gpus()))
+    written = on_workers(lambda: make(batch).write, numbers, workers, gpus)
+    for number, _ in tqdm(written, total=len(numbers), desc="shards", unit="shard"):
+        forget(batch.folder, number)
 
 
-def _write_all(batch: Batch, count: int, workers: int) -> None:
-    import ray
-    import ray.data
-    from ray.exceptions import RayError
+def _ask_in_turns(batch: Batch, numbers: Sequence[int], workers: int) -> None:
+    """Ask a vLLM model until no shard has a request left."""
+    lay_out = TurnWorker.ask_first
+    while True:
+        make = functools.partial(_laying_out, batch, lay_out)
+        laid_out = tqdm(on_workers(make, numbers, workers), total=len(numbers), desc="requests", unit="shard")
+        asked = {number: count for number, count in laid_out if count}
+        if not asked:
+            return
+        files = {number: asked_file(batch.folder, number) for number in asked}
+        replies = ask_vllm(TurnWorker(batch).vllm, files, workers)
+        for number, key, reply in tqdm(replies, total=sum(asked.values()), desc="replies", unit="reply"):
+            add_said(said_file(batch.folder, number), key, reply)
+        lay_out = TurnWorker.ask
 
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    gpus = float(batch.config.cot.teacher == "vllm" and "GPU" in ray.cluster_resources())
-    numbers = ray.data.from_items(
-        [{"id": number} for number in range(count)],  # no read tasks: they would need a processor
-        override_num_blocks=min(count, _BLOCKS_PER_WORKER * workers),
-    )
-    written = numbers.map_batches(
-        Worker,
-        fn_constructor_args=(batch,),
-        batch_size=1,
-        num_cpus=1,
-        num_gpus=gpus,
-        compute=ray.data.ActorPoolStrategy(size=min(workers, count)),
-    )
-    try:
-        for row in tqdm(written.iter_rows(), total=count, desc="shards", unit="shard"):
-            if row["failure"]:
-                raise EngineError(row["failure"])
-    except RayError as error:
-        raise EngineError(f"a Ray worker died; finished shards are kept, so run again: {error}") from error
+
+def _laying_out(batch: Batch, lay_out: Callable[[TurnWorker, int], int]) -> Callable[[int], int]:
+    return functools.partial(lay_out, TurnWorker(batch))

@@ -36,7 +36,7 @@ from lore_lib.config import Config
 from lore_lib.cot.answer import quotes
 from lore_lib.cot.chat import REPLY_FAILURES, ChatModel, Draw, Reply, Request, VlmChat
 from lore_lib.cot.endpoint import OpenAIChat
-from lore_lib.cot.replies import ReplyCache, request_key
+from lore_lib.cot.replies import ReplyCache, ask_once
 from lore_lib.cot.teacher import SymbolicTeacher
 from lore_lib.endpoint import CALL_FAILURES, Limits
 from lore_lib.errors import DataError, EngineError
@@ -117,7 +117,7 @@ class ChatCaptioner:
         self.calls = 0
 
     def ask(self, questions: Sequence[Question], pictures: Mapping[str, bytes]) -> list[Sight]:
-        """One answer for each question, in order.
+        """One answer for each question, in order; the same question about the same picture costs one call.
 
         Args:
             questions: what to ask.
@@ -129,27 +129,19 @@ class ChatCaptioner:
         urls = {
             item_id: _data_url(pictures[item_id]) for item_id in dict.fromkeys(q.item_id for q in questions)
         }
-        sights: list[Sight] = [Sight(None, silence="unreadable")] * len(questions)
-        waiting: list[tuple[int, Request, bytes]] = []
-        for place, question in enumerate(questions):
-            if url := urls[question.item_id]:
-                request = self._request(question.dimension, url)
-                key = request_key(self._model.identity, request)
-                known = None if self._cache is None else self._cache.get(key)
-                if known:
-                    sights[place] = self._read(known, question.dimension)
-                else:
-                    waiting.append((place, request, key))
-
-        def arrived(number: int, reply: Reply) -> None:
-            place, _, key = waiting[number]
-            sights[place] = self._read(reply, questions[place].dimension)
-            if self._cache is not None and sights[place].silence in ("", "abstained"):
-                self._cache.put(key, reply)
-
-        if waiting:
-            self.calls += len(waiting)
-            self._model.complete([request for _, request, _ in waiting], arrived)
+        clear = [place for place, question in enumerate(questions) if urls[question.item_id]]
+        asked = [questions[place] for place in clear]
+        heard = ask_once(
+            self._model,
+            [self._request(question.dimension, urls[question.item_id]) for question in asked],
+            lambda place, reply: self._read(reply, asked[place].dimension),
+            lambda sight: sight.silence in ("", "abstained"),
+            self._cache,
+        )
+        sights = [Sight(None, silence="unreadable")] * len(questions)
+        for place, sight in zip(clear, heard.read, strict=True):
+            sights[place] = sight
+        self.calls += len(heard.asked)
         self.silences.update(sight.silence for sight in sights if sight.silence)
         return sights
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
@@ -15,6 +17,8 @@ from lore_lib.errors import EngineError
 from lore_lib.rng import derive_seed
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from lore_lib.sampling.engine import HfEngine
 
 REPLY_FAILURES: dict[str, str] = {
@@ -46,6 +50,10 @@ class Draw:
     def seed_of(self, sample: int) -> int:
         """The seed of one sample."""
         return derive_seed(self.seed, "teacher", sample)
+
+    def identity(self, model: str) -> dict[str, Any]:
+        """What decides the replies of a model, by its name, that are drawn so."""
+        return {"model": model, **asdict(self)}
 
 
 @dataclass(frozen=True)
@@ -119,12 +127,8 @@ class HfChat:
     name = "hf"
 
     def __init__(self, engine: HfEngine, model: str, draw: Draw, batch: int = 16) -> None:
-        self._engine, self._model, self._draw, self._batch = engine, model, draw, batch
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """Model and draw."""
-        return {"model": self._model, **asdict(self._draw)}
+        self._engine, self._draw, self._batch = engine, draw, batch
+        self.identity = draw.identity(model)
 
     def complete(self, requests: Sequence[Request], arrived: Arrived = ignore) -> list[Reply]:
         """See :class:`ChatModel`; the schema is not enforced."""
@@ -143,16 +147,7 @@ class HfChat:
         from lore_lib.sampling.engine import Sampling
 
         tokenizer = self._engine.tokenizer
-        texts = [
-            str(
-                tokenizer.apply_chat_template(
-                    [dict(message) for message in request.messages],
-                    tokenize=False,
-                    add_generation_prompt=True,
-                )
-            )
-            for request in requests
-        ]
+        texts = [chat_text(tokenizer, request) for request in requests]
         sampling = Sampling(
             n=1,
             temperature=self._draw.temperature,
@@ -161,7 +156,7 @@ class HfChat:
             seed=self._draw.seed_of(sample),
         )
         drawn = self._engine.draw(texts, sampling)
-        asked = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        asked = _tokens(tokenizer, texts)
         return [
             read_reply(
                 tokenizer.decode(tokens, skip_special_tokens=True),
@@ -213,12 +208,8 @@ class VlmChat:
             ) from error
         self._net = loaded.to(resolve_device(device)).eval()
         self._processor.tokenizer.padding_side = "left"
-        self._model, self._draw, self._batch = model, draw, batch
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """Model and draw."""
-        return {"model": self._model, **asdict(self._draw)}
+        self._draw, self._batch = draw, batch
+        self.identity = draw.identity(model)
 
     def complete(self, requests: Sequence[Request], arrived: Arrived = ignore) -> list[Reply]:
         """See :class:`ChatModel`; the schema is not enforced."""
@@ -278,21 +269,30 @@ def _picture(url: str) -> Image.Image:
 
 
 class VllmChat:
-    """An offline vLLM engine; needs the extra ``vllm``.
+    """An offline vLLM engine, which is started when it is first asked; needs the extra ``vllm``.
 
     Args:
         model: folder or hub name.
         draw: how replies are drawn.
         batch: conversations given to the engine at once; those of a batch that a kill cuts are drawn anew.
         engine: further arguments of ``vllm.LLM``, such as ``tensor_parallel_size``.
-
-    Raises:
-        EngineError: vLLM is not installed.
     """
 
     name = "vllm"
 
     def __init__(self, model: str, draw: Draw, batch: int = 1024, **engine: Any) -> None:
+        self.identity = draw.identity(model)
+        self.draw, self.engine, self._model, self._batch = draw, engine, model, batch
+
+    @property
+    def where(self) -> str:
+        """Absolute folder, or hub name."""
+        from lore_lib.sampling.engine import resolve_model
+
+        return resolve_model(self._model)
+
+    @functools.cached_property
+    def _llm(self) -> Any:
         try:
             from vllm import LLM
         except ImportError as error:
@@ -300,34 +300,76 @@ class VllmChat:
                 f"cot.teacher=vllm, but it cannot be imported ({error}): pip install lore-kit[vllm], or "
                 "serve the model elsewhere and use cot.teacher=openai"
             ) from error
-        self._llm = LLM(model=model, **engine)
-        self._model, self._draw, self._batch = model, draw, batch
+        return LLM(model=self.where, **self.engine)
 
-    @property
-    def identity(self) -> dict[str, Any]:
-        """Model and draw."""
-        return {"model": self._model, **asdict(self._draw)}
+    @functools.cached_property
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        from lore_lib.sampling.engine import load_tokenizer
+
+        return load_tokenizer(self._model)
+
+    def tokens(self, requests: Sequence[Request]) -> list[list[int]]:
+        """What the model reads of each request."""
+        return _tokens(self._tokenizer, [chat_text(self._tokenizer, request) for request in requests])
 
     def complete(self, requests: Sequence[Request], arrived: Arrived = ignore) -> list[Reply]:
-        """See :class:`ChatModel`; the schema is enforced."""
+        """See :class:`ChatModel`; the schema is enforced.
+
+        Raises:
+            EngineError: vLLM is not installed, or there is no such model.
+        """
         replies: list[Reply] = []
         for start in range(0, len(requests), self._batch):
-            part = requests[start : start + self._batch]
-            conversations = [[dict(message) for message in request.messages] for request in part]
-            for output in self._llm.chat(conversations, [self._how(r) for r in part], use_tqdm=False):
-                said = output.outputs[0]
-                sizes = len(output.prompt_token_ids), len(said.token_ids)
-                replies.append(read_reply(said.text, *sizes, said.finish_reason))
-                arrived(len(replies) - 1, replies[-1])
+            for reply in self._drawn(requests[start : start + self._batch]):
+                replies.append(reply)
+                arrived(len(replies) - 1, reply)
         return replies
 
-    def _how(self, request: Request) -> Any:
-        from vllm import SamplingParams
+    def _drawn(self, requests: Sequence[Request]) -> list[Reply]:
+        room = self._llm.model_config.max_model_len
+        from vllm import SamplingParams, TokensPrompt
         from vllm.sampling_params import StructuredOutputsParams
 
-        return SamplingParams(
-            temperature=self._draw.temperature,
-            max_tokens=self._draw.max_tokens,
-            seed=self._draw.seed_of(request.sample),
-            structured_outputs=StructuredOutputsParams(json=dict(request.schema)),
-        )
+        replies = [Reply(failure="refused")] * len(requests)
+        fit = {at: tokens for at, tokens in enumerate(self.tokens(requests)) if len(tokens) < room}
+        how = []
+        for at in fit:
+            schema, sample = json.dumps(requests[at].schema), requests[at].sample
+            settings = vllm_sampling(self.draw, schema, sample)
+            held = StructuredOutputsParams(**settings.pop("structured_outputs"))
+            how.append(SamplingParams(**settings, structured_outputs=held))
+        asked = [TokensPrompt(prompt_token_ids=tokens) for tokens in fit.values()]
+        for at, output in zip(
+            fit, self._llm.generate(asked, how, use_tqdm=False) if fit else (), strict=True
+        ):
+            said = output.outputs[0]
+            replies[at] = read_reply(said.text, len(fit[at]), len(said.token_ids), said.finish_reason)
+        return replies
+
+
+def vllm_sampling(draw: Draw, schema: str, sample: int) -> dict[str, Any]:
+    """Arguments of vLLM's ``SamplingParams``, those of ``structured_outputs`` as a dict.
+
+    Args:
+        draw: how replies are drawn.
+        schema: JSON schema of the reply, as JSON.
+        sample: number of the draw.
+    """
+    return {
+        "temperature": draw.temperature,
+        "max_tokens": draw.max_tokens,
+        "seed": draw.seed_of(sample),
+        "structured_outputs": {"json": schema},
+    }
+
+
+def chat_text(tokenizer: PreTrainedTokenizerBase, request: Request) -> str:
+    """A conversation in the model's chat template, up to where the assistant begins."""
+    messages = [dict(message) for message in request.messages]
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """Without a beginning of their own: the chat template has set it."""
+    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    return ids

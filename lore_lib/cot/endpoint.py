@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import anyio
@@ -44,13 +43,9 @@ class OpenAIChat:
         sleep: Sleep = anyio.sleep,
     ) -> None:
         self._model, self._draw = model, draw
+        self.identity = draw.identity(model)  # the same model at another address gives the same replies
         self._endpoint = Endpoint(url, "the endpoint's URL", limits, clock, sleep)
         self._structured = True
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """Model and draw; the same model at another address gives the same replies."""
-        return {"model": self._model, **asdict(self._draw)}
 
     def complete(self, requests: Sequence[Request], arrived: Arrived = ignore) -> list[Reply]:
         """See :class:`lore_lib.cot.chat.ChatModel`; ``arrived`` is called from another thread.

@@ -6,14 +6,17 @@ import hashlib
 import json
 import sqlite3
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from lore_lib.artifacts import make_folder
 from lore_lib.cot.chat import ChatModel, Reply, Request
 from lore_lib.endpoint import CALL_FAILURES
 from lore_lib.errors import ArtifactError, EngineError
+
+Read = TypeVar("Read")
 
 _CREATE = (
     "CREATE TABLE IF NOT EXISTS replies "
@@ -80,31 +83,74 @@ class ReplyCache:
         return ArtifactError(f"the cache of replies {self._path} cannot be used: {error}. Fix: {fix}.")
 
 
+@dataclass(frozen=True)
+class Heard(Generic[Read]):
+    """What came back for a batch of requests.
+
+    Attributes:
+        read: of each request, in order.
+        asked: places of the requests that the model was asked; of equal ones the first.
+        known: how many others the cache answered; of equal ones the first counts.
+    """
+
+    read: list[Read]
+    asked: list[int]
+    known: int
+
+
+def ask_once(
+    model: ChatModel,
+    requests: Sequence[Request],
+    read: Callable[[int, Reply], Read],
+    sound: Callable[[Read], bool],
+    cache: ReplyCache | None = None,
+) -> Heard[Read]:
+    """Read a reply to each request: from the cache where it is known, and equal requests are asked once.
+
+    Args:
+        model: is asked the others.
+        requests: what to ask.
+        read: what a reply to the request at a place says.
+        sound: whether a reply that says so may be kept; one from the cache that is not sound is asked anew.
+        cache: keeps the sound ones, each as it comes in.
+
+    Raises:
+        EngineError: the model cannot answer at all, such as for want of a key.
+    """
+    keys = [request_key(model.identity, request) for request in requests]
+    first = {key: place for place, key in reversed(list(enumerate(keys)))}
+    heard: dict[bytes, Read] = {}
+    for key, place in first.items():
+        old = None if cache is None else cache.get(key)
+        if old and sound(said := read(place, old)):
+            heard[key] = said
+    missing = sorted((place, key) for key, place in first.items() if key not in heard)
+
+    def arrived(number: int, reply: Reply) -> None:
+        place, key = missing[number]
+        heard[key] = read(place, reply)
+        if cache is not None and sound(heard[key]):
+            cache.put(key, reply)
+
+    if missing:
+        model.complete([requests[place] for place, _ in missing], arrived)
+    return Heard([heard[key] for key in keys], [place for place, _ in missing], len(first) - len(missing))
+
+
 def complete_cached(
     model: ChatModel, requests: Sequence[Request], cache: ReplyCache | None = None
 ) -> list[Reply]:
-    """One reply per request, from the cache where it is known; equal requests are asked once.
+    """One reply per request, see :func:`ask_once`; a reply with a failure is never kept.
 
     Raises:
         EngineError: calls did not get through. Those that did are in the cache: running again goes on from
             there.
     """
-    keys = [request_key(model.identity, request) for request in requests]
-    first: dict[bytes, int] = {}
-    for place, key in enumerate(keys):
-        first.setdefault(key, place)
-    known = {key: reply for key in first if cache is not None and (reply := cache.get(key))}
-    missing = [(key, place) for key, place in first.items() if key not in known]
-
-    def arrived(number: int, reply: Reply) -> None:
-        if cache is not None and not reply.failure:
-            cache.put(missing[number][0], reply)
-
-    replies = model.complete([requests[place] for _, place in missing], arrived) if missing else []
-    known |= {key: reply for (key, _), reply in zip(missing, replies, strict=True)}
-    if lost := [reply.failure for reply in replies if reply.failure in CALL_FAILURES]:
+    heard = ask_once(model, requests, lambda _, reply: reply, lambda reply: not reply.failure, cache)
+    failures = [heard.read[place].failure for place in heard.asked]
+    if lost := [failure for failure in failures if failure in CALL_FAILURES]:
         raise EngineError(
-            f"{len(lost)} of {len(replies)} calls of {model.name} did not get through; first: {lost[0]} "
+            f"{len(lost)} of {len(failures)} calls of {model.name} did not get through; first: {lost[0]} "
             f"({CALL_FAILURES[lost[0]]}). Run again: what was answered is kept"
         )
-    return [known[key] for key in keys]
+    return heard.read

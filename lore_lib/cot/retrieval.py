@@ -41,10 +41,12 @@ class Ranking(Protocol):
 class Bm25:
     """BM25 as Lucene scores it (Kamphuis et al., ECIR 2020; k1 1.5, b 0.75), from an index of bm25s.
 
-    bm25s computes every score at build time. A batch of queries is then one product of sparse matrices, which
-    reads only the texts that share a word with a query. The retrievers of bm25s pass over all texts for each
-    query: its NumPy one is slower by far; its numba one is as fast once compiled, but compiling takes longer
-    than most runs search (``benchmarks/bench_knowledge.py``). The scores are the same.
+    bm25s computes every score at build time, saves the index and maps it into memory. A batch of queries is
+    then one product of sparse matrices, which reads only the texts that share a word with a query. Its own
+    retrievers are not used (``benchmarks/bench_knowledge.py``): they give the same scores, but of texts that
+    score alike, as short ones often do, they keep others than the first, and others again for another k,
+    and so different texts would be evidence. The numba one would be twice as fast, after six seconds of
+    compiling in every process, and a synthesis searches for less than that; the NumPy one is far slower.
     """
 
     def __init__(self, index: bm25s.BM25) -> None:

@@ -21,7 +21,7 @@ from lore_lib.cot.answer import (
     uncovered,
 )
 from lore_lib.cot.chat import ChatModel, Message, Reply, Request
-from lore_lib.cot.replies import ReplyCache, request_key
+from lore_lib.cot.replies import ReplyCache, ask_once
 from lore_lib.cot.rules import rule_text, touched_rules
 from lore_lib.cot.teacher import STAGES, Task, Trace, read_caption
 from lore_lib.features.prompts import neutralise, render_prompt
@@ -178,31 +178,22 @@ class StagedTeacher:
 
     def _heard(self, stage: str, chains: list[_Chain]) -> list[_Heard]:
         """What the model says to each chain, from the cache where it said it before."""
-        usage = self.spent[stage]
         requests = [Request(chain.messages, self._schema, chain.sample) for chain in chains]
-        keys = [request_key(self._model.identity, request) for request in requests]
-        first = {key: place for place, key in reversed(list(enumerate(keys)))}  # one call for equal requests
-        heard: dict[bytes, _Heard] = {}
-        for key, place in first.items():
-            known = None if self._cache is None else self._cache.get(key)
-            if known and not (old := self._read(known, chains[place].task)).failure:
-                heard[key] = old
-                usage.cached += 1
-        missing = [(key, place) for key, place in first.items() if key not in heard]
-
-        def arrived(number: int, reply: Reply) -> None:
-            key, place = missing[number]
-            heard[key] = self._read(reply, chains[place].task)
+        heard = ask_once(
+            self._model,
+            requests,
+            lambda place, reply: self._read(reply, chains[place].task),
+            lambda one: not one.failure,
+            self._cache,
+        )
+        usage = self.spent[stage]
+        usage.cached += heard.known
+        for one in (heard.read[place] for place in heard.asked):
             usage.calls += 1
-            usage.failed += bool(heard[key].failure)
-            usage.prompt_tokens += reply.prompt_tokens
-            usage.completion_tokens += reply.completion_tokens
-            if self._cache is not None and not heard[key].failure:
-                self._cache.put(key, reply)
-
-        if missing:
-            self._model.complete([requests[place] for _, place in missing], arrived)
-        return [heard[key] for key in keys]
+            usage.failed += bool(one.failure)
+            usage.prompt_tokens += one.reply.prompt_tokens
+            usage.completion_tokens += one.reply.completion_tokens
+        return heard.read
 
     def _read(self, reply: Reply, task: Task) -> _Heard:
         if reply.failure:

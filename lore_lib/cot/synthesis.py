@@ -287,15 +287,23 @@ def write_shard(folder: Path, number: int, rows: pd.DataFrame, synthesis: Synthe
     Raises:
         EngineError: more than half of its calls failed; it is then not written.
     """
-    path = folder / "traces" / f"{number:05d}.parquet"
-    key = _shard_key(synthesis.identity, rows)
-    if _written_key(path) != key:
+    path = _shard(folder, number)
+    if not is_written(folder, number, rows, synthesis):
         traces = synthesis(rows)
         _refuse_outage(traces, path)
         table = pa.Table.from_pandas(traces, _SCHEMA, preserve_index=False)
-        table = table.replace_schema_metadata({_KEY: key})
+        table = table.replace_schema_metadata({_KEY: _shard_key(synthesis.identity, rows)})
         atomic_write(path, lambda part: pq.write_table(table, part))
     return path
+
+
+def is_written(folder: Path, number: int, rows: pd.DataFrame, synthesis: Synthesis) -> bool:
+    """Whether a shard's traces, of the same rows and settings, are there."""
+    return _written_key(_shard(folder, number)) == _shard_key(synthesis.identity, rows)
+
+
+def _shard(folder: Path, number: int) -> Path:
+    return folder / "traces" / f"{number:05d}.parquet"
 
 
 def finish_shards(folder: Path, shards: int, identity: dict[str, Any]) -> Path:
@@ -306,20 +314,16 @@ def finish_shards(folder: Path, shards: int, identity: dict[str, Any]) -> Path:
         shards: how many there are, numbered from 0.
         identity: of the synthesis.
     """
-    place = folder / "traces"
     reasons: Counter[str] = Counter()
     tokens: Counter[str] = Counter()
     files: dict[str, dict[str, Any]] = {}
-    for path in (place / f"{number:05d}.parquet" for number in range(shards)):
+    for path in (_shard(folder, number) for number in range(shards)):
         done = pq.read_table(path, columns=["reason", "prompt_tokens", "completion_tokens"]).to_pandas()
         reasons.update(done.reason)
         tokens.update({name: int(done[name].sum()) for name in ("prompt_tokens", "completion_tokens")})
         files[path.name] = {"rows": len(done), "bytes": path.stat().st_size, "sha256": file_sha256(path)}
-    for left in (
-        *place.glob("*.parquet"),
-        *place.rglob(f".*{PART_SUFFIX}"),
-        *folder.glob(f".*{PART_SUFFIX}"),
-    ):
+    written_before = (folder / "traces").glob("*.parquet")
+    for left in (*written_before, *folder.rglob(f".*{PART_SUFFIX}")):
         if left.name not in files:
             left.unlink()  # of a longer run before this one, or of a kill
     counted = {reason: reasons[reason] for reason in REASONS if reasons[reason]}

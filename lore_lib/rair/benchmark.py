@@ -178,13 +178,17 @@ def save_all(benchmarks: list[Benchmark], folder: Path, recipe: dict[str, Any]) 
     """Write one file per vertical and the card, last, which names version, recipe and checksums; returns it.
 
     Raises:
-        DataError: nothing to write, or benchmarks of different versions.
+        DataError: nothing to write, benchmarks of different versions, or a folder whose card names other
+            verticals, or other rows of the same version: answers to those could be taken for answers to
+            these.
     """
     versions = {benchmark.version for benchmark in benchmarks}
     if len(versions) != 1:
         raise DataError(
             f"found {len(versions)} versions ({', '.join(sorted(versions))}); one folder holds one"
         )
+    if (folder / CARD).is_file():
+        _refuse_loss(json.loads((folder / CARD).read_text(encoding="utf-8")), benchmarks, folder)
     files = {}
     for benchmark in benchmarks:
         name = benchmark.name.rpartition("/")[2]
@@ -192,6 +196,21 @@ def save_all(benchmarks: list[Benchmark], folder: Path, recipe: dict[str, Any]) 
         files[name] = {"file": path.name, "sha256": benchmark.sha256, **benchmark.counts()}
     card = {"name": folder.name, "version": versions.pop(), "recipe": recipe, "verticals": files}
     return atomic_write_json(folder / CARD, card)
+
+
+def _refuse_loss(card: dict[str, Any], benchmarks: list[Benchmark], folder: Path) -> None:
+    made = {benchmark.name.rpartition("/")[2]: benchmark for benchmark in benchmarks}
+    if lost := [name for name in card["verticals"] if name not in made]:
+        raise DataError(
+            f"{folder / CARD} holds {', '.join(lost)} as well and would lose it; build all its verticals in "
+            "one call, or into another folder with --out"
+        )
+    for name, entry in card["verticals"].items():
+        if made[name].version == card["version"] and made[name].sha256 != entry["sha256"]:
+            raise DataError(
+                f"{folder} holds {name} at version {card['version']} already, with other rows; raise the "
+                "version (--version), or delete the folder if nobody has answered it"
+            )
 
 
 def bundled_verticals(name: str = BUNDLED) -> list[str]:

@@ -242,14 +242,25 @@ def build(
     rows = candidates(tables)
     rows["visual"] = settled_by_picture(rows, vertical, captions)
     rows["reference"] = reference_answers(rows, recipe.folds)
-    rows["subset"] = assign_subsets(rows)
-    drawn = draw(rows, recipe, generator(recipe.seed, "benchmark", name))
+    return freeze(name, rows, recipe, version)
+
+
+def freeze(name: str, rows: pd.DataFrame, recipe: Recipe, version: str) -> Benchmark:
+    """The last two steps: subsets, then the draw.
+
+    Args:
+        name: of the benchmark.
+        rows: from :func:`candidates`, with the columns ``visual`` and ``reference``.
+        recipe: how much of what.
+        version: of the recipe and its rows.
+    """
+    drawn = draw(rows.assign(subset=assign_subsets(rows)), recipe, generator(recipe.seed, "benchmark", name))
     return Benchmark(name, version, drawn[list(ROW)].reset_index(drop=True))
 
 
 def build_mini(vertical_name: str, recipe: Recipe | None = None) -> Benchmark:
-    """RAIR-mini of a bundled vertical, from nothing but its definition: the same bytes as in the
-    repository."""
+    """RAIR-mini of a vertical with a world, from nothing but its definition: of a bundled one, the same bytes
+    as in the repository."""
     vertical, recipe = load_vertical(vertical_name), recipe or Recipe()
     tables = pool(vertical, recipe)
     tables["queries"] = intents_of(RuleIntents(vertical), tables["queries"])
@@ -257,6 +268,12 @@ def build_mini(vertical_name: str, recipe: Recipe | None = None) -> Benchmark:
     return build(f"{BUNDLED}/{vertical_name}", tables, vertical, captions, recipe)
 
 
-def own_recipe(test_pairs: int, recipe: Recipe | None = None) -> Recipe:
-    """A recipe for own data that leaves no pair out for its number."""
-    return replace(recipe or Recipe(), general=test_pairs, hard=test_pairs, visual=test_pairs)
+def own_recipe(rows: pd.DataFrame) -> Recipe:
+    """A recipe for own data that leaves no pair out for its number, and none of a lone industry.
+
+    Args:
+        rows: from :func:`candidates`.
+    """
+    recipe, pairs = Recipe(), len(rows)
+    cap = max(recipe.industry_cap, 1 / rows["industry"].nunique())
+    return replace(recipe, general=pairs, hard=pairs, visual=pairs, industry_cap=cap)

@@ -12,7 +12,9 @@ import pandas as pd
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lore_lib.cot.chat import ChatModel, Reply, Request
+from lore_lib.config import Config
+from lore_lib.cot.chat import ChatModel, Draw, Reply, Request
+from lore_lib.cot.endpoint import OpenAIChat
 from lore_lib.cot.replies import ReplyCache, complete_cached
 from lore_lib.features.prompts import neutralise
 from lore_lib.vertical.definition import Vertical
@@ -21,6 +23,9 @@ from lore_lib.vertical.schema import INTENTS
 
 MANY_DEMANDS = 4
 """Dimensions that a query of several hard constraints (MA) names."""
+
+REPLY_TOKENS = 256
+"""Room for one sentence and a code; a longer reply is cut and fails."""
 
 FAILED = ""
 """The intent of a query that the chat model did not classify in the words it was asked for."""
@@ -189,3 +194,20 @@ def intents_of(classifier: RuleIntents | ChatIntents, queries: pd.DataFrame) -> 
     """
     found = classifier.classify(queries["query"].tolist())
     return queries.assign(intent=[intent or "plain" for intent in found])
+
+
+def open_intents(config: Config, vertical: Vertical, cache: Path) -> RuleIntents | ChatIntents | None:
+    """The classifier of ``rair.intents``; None where the queries keep what their table tells.
+
+    Args:
+        config: says which, and where its endpoint is.
+        vertical: words, for the rules.
+        cache: file that keeps the model's good replies.
+    """
+    named = config.rair
+    if named.intents == "told":
+        return None
+    if named.intents == "rules":
+        return RuleIntents(vertical)
+    draw = Draw(max_tokens=REPLY_TOKENS, seed=config.seed)
+    return ChatIntents(OpenAIChat(named.intents_model, named.intents_url, draw), cache=ReplyCache(cache))

@@ -168,13 +168,13 @@ def evaluate_slices(
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """Systems in rows, metrics in columns, each cell "0.858 [0.815, 0.895]".
+    """Systems in rows, metrics in columns, each cell "0.858 [0.815, 0.895]", or "0.858" without an interval.
 
     Args:
         table: system, metric, value, low, high; one row per couple.
     """
     cells = [
-        f"{value:.3f} [{low:.3f}, {high:.3f}]"
+        f"{value:.3f} [{low:.3f}, {high:.3f}]" if low <= high else f"{value:.3f}"
         for value, low, high in zip(table["value"], table["low"], table["high"], strict=True)
     ]
     wide = table.assign(cell=cells).pivot(index="system", columns="metric", values="cell")

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from scipy.stats import pointbiserialr
 
 from lore_lib.errors import DataError
@@ -56,6 +57,64 @@ def drop_table(
                 )
                 rows.append((removed, group, *change, len(part)))
     return pd.DataFrame(rows, columns=["removed", "group", "drop", "low", "high", "n"])
+
+
+def diagonal_table(
+    whole: pd.DataFrame,
+    without: Mapping[str, pd.DataFrame],
+    needs: Mapping[str, str],
+    resamples: int,
+    rng: np.random.Generator,
+) -> pd.DataFrame:
+    """Whether each loss is larger on the pairs that need what was taken than on all others.
+
+    Args:
+        whole: pair_id, query_id, kind, right (0 to 1), with everything there.
+        without: what was removed -> the same pairs' pair_id and right.
+        needs: what was removed -> the kind of pair that needs it, such as ``NEEDS``.
+        resamples: bootstrap resamples of queries.
+        rng: source of the draws.
+
+    Returns:
+        removed, needs, own and others (drops), n_own and n_others (pairs), lead (own - others), low, high,
+        and verdict: "diagonal" where the interval of the lead lies above 0, "not" where it lies below, else
+        "cannot tell". Removals without a pair of their kind are left out.
+    """
+    rows = []
+    for removed, less in without.items():
+        both = whole.merge(less[["pair_id", "right"]], on="pair_id", suffixes=("", "_without"))
+        lost = both["right"].astype(float) - both["right_without"].astype(float)
+        own = both["kind"] == needs[removed]
+        if not own.any() or own.all():
+            continue
+        low, high = cluster_bootstrap(
+            np.column_stack([lost * own, own, lost * ~own]), both["query_id"], resamples, rng, _lead
+        )
+        verdict = "diagonal" if low > 0 else "not" if high < 0 else "cannot tell"
+        parts = lost[own].mean(), lost[~own].mean()
+        rows.append(
+            (
+                removed,
+                needs[removed],
+                *parts,
+                own.sum(),
+                (~own).sum(),
+                parts[0] - parts[1],
+                low,
+                high,
+                verdict,
+            )
+        )
+    names = ["removed", "needs", "own", "others", "n_own", "n_others", "lead", "low", "high", "verdict"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def _lead(totals: NDArray[np.float64]) -> NDArray[np.float64]:
+    """From sums of own losses, own pairs, other losses, all pairs; a resample without either has no say."""
+    own, n_own, others, n = np.moveaxis(totals, -1, 0)
+    some = (n_own > 0) & (n_own < n)
+    lead: NDArray[np.float64] = own / n_own.clip(1) - others / (n - n_own).clip(1)
+    return np.asarray(lead[some])
 
 
 def wide_drops(table: pd.DataFrame) -> pd.DataFrame:

@@ -117,6 +117,8 @@ def _run(notebook: Path, copy: Path, parameters: dict[str, Any], pipe: Connectio
             return Failed(error.ename, error.evalue)
         except _KernelDied as error:
             return Failed("DeadKernelError", "the kernel died", error.exit_status)
+        except OSError as error:  # of the disk: the executed copy is saved after every cell
+            return Failed(type(error).__name__, f"{error}; is the disk full? see: lore doctor")
         except RuntimeError as error:  # the kernel never answered; ports may have clashed, so once more
             if started or attempt == 2:
                 return Failed(type(error).__name__, str(error))

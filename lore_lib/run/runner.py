@@ -30,7 +30,7 @@ from lore_lib.artifacts import (
     read_manifest,
     verify_files,
 )
-from lore_lib.config import Config, load_config
+from lore_lib.config import Config, load_config, require_built
 from lore_lib.errors import ArtifactError, ConfigError, EngineError, LoreError, nearest
 from lore_lib.run.stage import (
     EXECUTED,
@@ -47,6 +47,7 @@ from lore_lib.run.stage import (
     stage_spec,
     tree_rss_mib,
 )
+from lore_lib.vertical.definition import load_vertical
 
 KERNEL = "lore"
 PARAMETERS = ("PROFILE", "VERTICAL", "RUN", "SEED", "OVERRIDES")
@@ -177,7 +178,9 @@ def run_stages(
 
     Raises:
         ConfigError: an unknown stage, profile or setting; a notebook without one of the parameters.
-        ArtifactError: an earlier stage is missing, or a stage ended without what it promised.
+        DataError: no such vertical, or one with problems; each is listed.
+        ArtifactError: another run is writing the folder, or it is of another profile, vertical or seed; an
+            earlier stage is missing, or a stage ended without what it promised.
         EngineError: a cell failed, the kernel died, or the stage took too long.
     """
     config = load_config(profile, vertical, run, seed, overrides)
@@ -189,9 +192,13 @@ def run_stages(
         "SEED": config.seed,
         "OVERRIDES": json.loads(json.dumps(dict(overrides or {}))),
     }
+    require_built(config)
+    _no_password_in(config)
+    load_vertical(config.vertical)  # its mistakes are told before a folder is made
     for spec in specs:
         check_parameters(notebook_path(spec.name))
-    with _sole_runner(claim_run(config)):
+    with _sole_runner(make_folder(run_folder(config))):
+        claim_run(config)
         _check_earlier(specs, config)
         install_kernel()
         results = []
@@ -199,6 +206,14 @@ def run_stages(
             base = Progress(spec.name, position, len(specs), 0.0, spec.minutes[config.profile])
             results.append(_run_stage(spec, config, parameters, base, watch))
     return results
+
+
+def _no_password_in(config: Config) -> None:
+    if "@" in config.service.store:
+        raise ConfigError(
+            "service.store holds a password, which would be kept in the executed notebooks; "
+            "give this setting to `lore serve` alone"
+        )
 
 
 def check_parameters(notebook: Path) -> None:
@@ -249,12 +264,13 @@ def _sole_runner(folder: Path) -> Iterator[None]:
     with explain_disk(folder):
         lock = (folder / ".lock").open("w")
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ArtifactError(
-                f"another `lore run` is writing {folder}; wait for it, or use another RUN"
-            ) from error
+        with explain_disk(folder):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ArtifactError(
+                    f"another `lore run` is writing {folder}; wait for it, or use another RUN"
+                ) from error
         yield
 
 

@@ -33,6 +33,7 @@ from lore_lib.artifacts import (
     make_folder,
     outputs_root,
     project_root,
+    read_json,
     read_manifest,
     read_parquet,
     verify_files,
@@ -99,7 +100,7 @@ _SPECS = (
         promises=tuple(
             f"{t}.parquet" for t in ("items", "queries", "pairs", "clicks", "captions", "prompts", "ablation")
         ),
-        headlines=("pass@1, all pairs",),
+        headlines=("read perfectly, all pairs", "pass@1, all pairs"),
         minutes=(0.3, 2.2, 20, 120),
     ),
     _spec(
@@ -177,12 +178,12 @@ _SPECS = (
     ),
     _spec(
         "09_open_questions",
-        "Open ends: what drops where without knowledge, vision or rules; length; another vertical",
+        "Open ends: what drops where; captions or pixels; length; another vertical",
         needs=("01_features", "02_cot_synthesis", "03_sft", "04_pass_at_8", "05_grpo", "06_rair"),
         sections=(*_BASE, "cot", "sft", "sampling", "grpo", "rair"),
-        promises=("drops.parquet", "lengths.parquet", "transfer.parquet"),
+        promises=tuple(f"{t}.parquet" for t in ("drops", "diagonal", "lengths", "transfer")),
         headlines=("acc@4", "acc@2"),
-        minutes=(0.6, 0.9, 15, 60),
+        minutes=(0.8, 3, 15, 60),
     ),
 )
 STAGES: MappingProxyType[str, StageSpec] = MappingProxyType({spec.name: spec for spec in _SPECS})
@@ -248,7 +249,11 @@ def claim_run(config: Config) -> Path:
     path = folder / _IDENTITY
     if not path.is_file():
         atomic_write_json(path, mine)
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise ArtifactError(
+            f"{path} does not say what this run is of. Pick another folder, or delete {folder}."
+        )
     if found != mine:
         differs = [
             f"{name} {found.get(name)!r} (now {mine[name]!r})"
@@ -655,7 +660,7 @@ def _mockable(config: Config, sections: tuple[str, ...]) -> dict[str, str]:
 
 def _stale(folder: Path, token: str) -> bool:
     path = folder / _TOKEN
-    return not path.is_file() or path.read_text(encoding="utf-8").strip() != json.dumps(token)
+    return not path.is_file() or path.read_bytes().strip() != json.dumps(token).encode()
 
 
 def _clear(folder: Path) -> None:

@@ -21,14 +21,16 @@ from transformers.utils import logging
 from lore_lib.artifacts import project_root, read_parquet, write_parquet
 from lore_lib.completion import reader_of
 from lore_lib.config import Config
-from lore_lib.device import resolve_device
+from lore_lib.device import out_of_memory, resolve_device
 from lore_lib.errors import EngineError
+from lore_lib.parallel import run_parallel
 from lore_lib.rng import derive_seed
+from lore_lib.sampling.cache import make_room
 
 SAMPLE_COLUMNS = [
     "system", "pair_id", "query_id", "sample", "completion", "label", "parse_kind", "tokens", "finish_reason",
 ]  # fmt: skip
-PART_PAIRS = 2048  # pairs of a long job between two files that a kill cannot take back
+PART_BATCHES = 16  # of a long job between two files that a kill cannot take back
 SLICE_TOKENS = 16  # tokens decoded before the completions that have ended leave the batch
 
 
@@ -219,7 +221,7 @@ class HfEngine:
             By text, by completion: its tokens, the end token included where it was reached.
 
         Raises:
-            EngineError: too little memory on the accelerator.
+            EngineError: too little memory.
         """
         if not texts:
             return []
@@ -233,7 +235,9 @@ class HfEngine:
                 torch.manual_seed(derive_seed(sampling.seed, "sample", sampling.first + start))
                 try:
                     drawn = self._batch([texts[i] for i in rows], sampling)
-                except torch.OutOfMemoryError as error:
+                except RuntimeError as error:
+                    if not out_of_memory(error):
+                        raise
                     raise EngineError(
                         f"out of memory with {len(rows) * sampling.n} completions at once: lower "
                         "sampling.batch_completions, then sampling.max_completion_tokens"
@@ -254,6 +258,7 @@ class HfEngine:
             logits_to_keep=1,
         ).past_key_values
         cache.batch_repeat_interleave(sampling.n)
+        make_room(cache, SLICE_TOKENS)
         ids, mask = ids.repeat_interleave(sampling.n, 0), mask.repeat_interleave(sampling.n, 0)
         drawn: list[list[int]] = [[] for _ in range(len(ids))]
         going, left = list(range(len(ids))), sampling.max_completion_tokens
@@ -400,22 +405,70 @@ def open_engine(job: SampleJob) -> Engine:
 def run_sample_job(job: SampleJob) -> Path:
     """Do one job; returns ``job.out``. A finished file is not made again, nor are the parts of one.
 
-    Every ``PART_PAIRS`` pairs are written beside it as they are done, so that a kill loses no more.
+    Every ``PART_BATCHES`` batches are written beside it as they are done, so that a kill loses no more.
     """
     if job.out.exists():
         return job.out
     prompts = read_parquet(job.prompts)
     engine: Engine | None = None
     parts = []
-    for first in range(0, max(len(prompts), 1), PART_PAIRS):
-        part = job.out.with_suffix(f".{first:08d}.parquet")
+    for first in _starts(job, len(prompts)):
+        part = _part_file(job, first)
         if not part.exists():
             engine = engine or open_engine(job)
-            sampling = replace(job.sampling, first=job.sampling.first + first)
-            rows = prompts.iloc[first : first + PART_PAIRS]
-            write_parquet(sample_pairs(engine, rows, job.system, sampling), part)
+            _write_part(job, first, prompts, engine)
         parts.append(part)
     write_parquet(pd.concat(map(read_parquet, parts), ignore_index=True), job.out)
     for part in parts:
         part.unlink()
     return job.out
+
+
+def run_sample_jobs(jobs: Sequence[SampleJob], workers: int, label: str = "") -> list[Path]:
+    """Do jobs in worker processes; a long one is shared among them, part by part.
+
+    The parts of a job do not depend on the workers, and each draws from streams of its own: the samples are
+    the same for any number of them. vLLM and a server, which batch for themselves, do a whole job at a time.
+
+    Args:
+        jobs: what to sample; the longest first fills the workers best.
+        workers: processes at a time.
+        label: of the progress bar.
+
+    Returns:
+        ``job.out`` of each job.
+    """
+    pieces: list[tuple[SampleJob, int | None]] = []
+    for job in (job for job in jobs if not job.out.exists()):
+        shared = job.engine == "hf"
+        starts = _starts(job, len(read_parquet(job.prompts))) if shared else [None]
+        pieces += [(job, first) for first in starts]
+    run_parallel(_run_piece, pieces, workers, label)
+    return [run_sample_job(job) for job in jobs]
+
+
+def _run_piece(piece: tuple[SampleJob, int | None]) -> None:
+    job, first = piece
+    if first is None:
+        run_sample_job(job)
+    elif not _part_file(job, first).exists():
+        _write_part(job, first, read_parquet(job.prompts), open_engine(job))
+
+
+def _part_pairs(sampling: Sampling) -> int:
+    return PART_BATCHES * max(1, sampling.batch_completions // sampling.n)
+
+
+def _starts(job: SampleJob, pairs: int) -> range:
+    """Where the parts of a job begin; no pairs make one part without rows."""
+    return range(0, max(pairs, 1), _part_pairs(job.sampling))
+
+
+def _part_file(job: SampleJob, first: int) -> Path:
+    return job.out.with_suffix(f".{first:08d}.parquet")
+
+
+def _write_part(job: SampleJob, first: int, prompts: pd.DataFrame, engine: Engine) -> None:
+    sampling = replace(job.sampling, first=job.sampling.first + first)
+    rows = prompts.iloc[first : first + _part_pairs(job.sampling)]
+    write_parquet(sample_pairs(engine, rows, job.system, sampling), _part_file(job, first))

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from lore_lib.errors import DataError
@@ -99,6 +100,26 @@ def cluster_bootstrap(
     if len(totals) < 2:
         return float("nan"), float("nan")
     return percentile_interval(statistic(resample_totals(totals, resamples, rng)))
+
+
+def cluster_intervals(
+    rows: pd.DataFrame, value: str, groups: list[str], resamples: int, rng: np.random.Generator
+) -> pd.DataFrame:
+    """The mean of a column in each group, with its 95 % interval from a bootstrap over queries.
+
+    Args:
+        rows: the columns named, and query_id.
+        value: column of numbers.
+        groups: columns to group by.
+
+    Returns:
+        Columns of ``groups`` (in the order in which they first appear), value, low, high, n (rows).
+    """
+    found = []
+    for names, part in rows.groupby(groups, sort=False):
+        low, high = cluster_bootstrap(part[value], part["query_id"], resamples, rng)
+        found.append((*names, part[value].mean(), low, high, len(part)))
+    return pd.DataFrame(found, columns=[*groups, "value", "low", "high", "n"])
 
 
 def paired_difference(

@@ -174,10 +174,10 @@ def effects_table(
         "vote": np.nan,
         f"pass@{k}": expected_chance_pass_at_k(k),
     }
+    columns = {"pass@1": "pass_at_1", "vote": "vote_correct", f"pass@{k}": "pass_at_k"}
     rows = []
     for system, part in samples.groupby("system", sort=False):
         scored = summarise(part, gold, k)
-        columns = dict(zip(chance, ("pass_at_1", "vote_correct", "pass_at_k"), strict=True))
         for metric, column in columns.items():
             values = scored[column].to_numpy(dtype=float)
             low, high = cluster_bootstrap(values, scored["query_id"], resamples, rng)

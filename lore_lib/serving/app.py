@@ -251,6 +251,13 @@ def build_app(start: Callable[[], Awaitable[Service]], limits: ServiceConfig) ->
     async def metrics() -> Response:
         return Response(generate_latest(held["metrics"].registry), media_type=CONTENT_TYPE_LATEST)
 
+    _explain_refusals(app, guard)
+    return guard
+
+
+def _explain_refusals(app: FastAPI, guard: Guard) -> None:
+    """Every error of the app as JSON with its reason, counted where it is a refusal."""
+
     @app.exception_handler(RequestValidationError)
     async def malformed(request: Request, error: RequestValidationError) -> JSONResponse:
         guard.refused("malformed")
@@ -274,8 +281,6 @@ def build_app(start: Callable[[], Awaitable[Service]], limits: ServiceConfig) ->
     async def overloaded(request: Request, error: Overloaded) -> JSONResponse:
         guard.refused("overloaded")
         return _error(503, "overloaded", str(error), {"retry-after": str(RETRY_AFTER_S)})
-
-    return guard
 
 
 def _reason(error: DataError) -> str:

@@ -26,7 +26,7 @@ from lore_lib.artifacts import (
 from lore_lib.completion import parse
 from lore_lib.config import Config, load_config
 from lore_lib.endpoint import Answer, Endpoint, Limits
-from lore_lib.errors import ArtifactError, EngineError
+from lore_lib.errors import ArtifactError, ConfigError, EngineError
 from lore_lib.features.packing import Packer, token_counter
 from lore_lib.features.template import load_template
 from lore_lib.serving.catalogue import Catalogue
@@ -104,12 +104,17 @@ def open_bundle(run: str, overrides: dict[str, Any] | None = None) -> Bundle:
 
     Args:
         run: folder name under outputs.
-        overrides: settings of the section `service`, such as {"service.llm": "none"}.
+        overrides: settings of the section `service`, such as {"service.llm": "none"}, and "model.device".
 
     Raises:
         ArtifactError: a stage has not run, was interrupted, or a file of it was altered.
-        ConfigError: an unknown setting, or settings that contradict.
+        ConfigError: an unknown setting, settings that contradict, or one that only a new run may change.
     """
+    settled = [name for name in overrides or {} if not name.startswith(("service.", "model.device"))]
+    if settled:
+        raise ConfigError(
+            f"{settled[0]} was settled when the run was made; a service takes service.* and model.device"
+        )
     served = _checked(outputs_root() / run, SERVING)
     made = {
         f"{section}.{name}": value

@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import pandas as pd
 
+from lore_lib.config import ServiceConfig
 from lore_lib.errors import DataError, LoreError
 from lore_lib.features.packing import Packer
 from lore_lib.features.prompts import item_sections, neutralise
@@ -267,7 +268,7 @@ class Service:
         student: prompts to probabilities (prompts, 4).
         llm: prompts to labels, "" where it wrote none, an exception where it failed; None serves the tail by
             the student.
-        limits: the section `service` of the config, or anything with its fields.
+        limits: the section `service` of the config.
         clock: seconds since 1970, for the age of scores.
         release: called when the service closes, such as to end the LLM's processes.
     """
@@ -281,7 +282,7 @@ class Service:
         judge: str,
         student: Probabilities,
         llm: Labels | None,
-        limits: Any,
+        limits: ServiceConfig,
         clock: Callable[[], float] = time.time,
         release: Callable[[], None] | None = None,
     ) -> None:

@@ -259,7 +259,10 @@ def open_store(url: str, ttl_s: float) -> Store:
     if parts.scheme == "sqlite" and len(parts.path) > 1:
         return SqliteStore(Path(parts.path[1:]), ttl_s)
     if parts.scheme in ("redis", "rediss", "valkey") and parts.hostname:
-        return RedisStore(url.replace("valkey://", "redis://", 1), ttl_s)
+        try:
+            return RedisStore(url.replace("valkey://", "redis://", 1), ttl_s)
+        except ValueError as error:  # a port or a database that is no number
+            raise ConfigError(f"a store's URL cannot be read: {error}; give redis://host:6379/0") from error
     raise ConfigError(
         f"a store's URL begins with {parts.scheme or 'no scheme'!r}; "
         "give sqlite:///scores.sqlite, redis://host:6379/0 or valkey://host:6379/0"

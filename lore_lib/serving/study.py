@@ -31,6 +31,27 @@ KNOBS = {
     "drift per day": (0.0, 0.1, 0.3, 1.0),
     "error of the counts (sigma)": (0.0, 0.5, 1.0, 2.0),
 }
+FIRST = {
+    "acc@2": ("acc@2", ".3f"),
+    "from_cache": ("cache", ".1%"),
+    "from_student": ("student", ".1%"),
+    "from_llm": ("LLM", ".1%"),
+    "fallback": ("LLM had no time", ".1%"),
+    "p95_ms": ("p95 ms", ",.0f"),
+    "p99_ms": ("p99 ms", ",.0f"),
+    "money_per_million": ("price per million", ",.2f"),
+    "student_load": ("student load", ".2f"),
+    "llm_load": ("LLM load", ".2f"),
+}
+"""Numbers of a summary to read first: what they are called, and how they are written."""
+SHOWN = {
+    "from_cache": "from the cache",
+    "from_llm": "from the LLM",
+    "fallback": "LLM had no time",
+    "misplaced": "misplaced",
+    "macro_f1": "macro-F1",
+}
+"""Numbers that a change of the traffic moves most: what they are called."""
 _SETTING = {"drift per day": "drift_per_day", "error of the counts (sigma)": "frequency_noise"}
 
 
@@ -125,6 +146,7 @@ class Study:
         found = over_seeds(sweep(self.judged, ways, self.times, self.config.seeds))
         scores = found[found["metric"] == "macro_f1"].set_index("way")[["value", "low", "high"]]
         wide = found.pivot(index="way", columns="metric", values="value").join(scores).loc[list(ways)]
+        wide = wide.assign(macro_f1_low=wide["low"], macro_f1_high=wide["high"])
         wide.insert(0, "policy", [way.policy for way in ways.values()])
         return wide.rename_axis(index="way", columns=None).reset_index()
 
@@ -166,19 +188,22 @@ class Study:
         return wide.rename_axis(index="case", columns=None)
 
     def metrics(self, table: pd.DataFrame) -> list[dict[str, Any]]:
-        """What a manifest keeps of `table`: name, value, low, high, n of each policy's main numbers."""
-        named = {"acc@2": "acc@2", "macro-F1": "macro_f1", "item GoodRate": "item_goodrate"}
-        named |= {"p95 latency (ms)": "p95_ms", "GPU-seconds per million requests": "gpu_s_per_million"}
+        """What a manifest keeps of `table`: name, value, low, high, n of each policy's main numbers.
+
+        n counts what a number rests on: judged pairs for quality, simulated requests for delay and cost.
+        """
+        quality = {"acc@2": "acc@2", "macro-F1": "macro_f1", "item GoodRate": "item_goodrate"}
+        spent = {"p95 latency (ms)": "p95_ms", "GPU-seconds per million requests": "gpu_s_per_million"}
         return [
             {
                 "name": f"{name} | {row['policy']}",
                 "value": row[of],
                 "low": row.get(f"{of}_low"),
                 "high": row.get(f"{of}_high"),
-                "n": int(row["requests"]),
+                "n": len(self.judged) if name in quality else int(row["requests"]),
             }
             for _, row in table[table["stratum"] == "all"].iterrows()
-            for name, of in named.items()
+            for name, of in (quality | spent).items()
         ]
 
     def glance(self, **settings: Any) -> tuple[pd.DataFrame, Tally]:
@@ -202,3 +227,19 @@ class Study:
         part = {"requests": ceil(self.config.requests / SWEEP_PART), "days": self.config.days / SWEEP_PART}
         config = changed(self.config, **{**part, **settings})
         return Way(policy, config, self.law, self.pace)
+
+
+def overview(rows: pd.DataFrame) -> pd.DataFrame:
+    """The numbers of `Tally.summary` to read first, one column for each row, as text.
+
+    A load is work per second of arrival: of the student on one core, of the LLM as a share of its workers.
+    The student is taken to answer at once, so where its load is above 1 the delays want more than one core.
+    What the LLM had no time for is part of the student's share.
+
+    Args:
+        rows: of one or several summaries, indexed by what is compared.
+    """
+    spans = rows[["macro_f1", "macro_f1_low", "macro_f1_high"]].itertuples(index=False, name=None)
+    told = {"macro-F1": [f"{value:.3f} [{low:.3f}, {high:.3f}]" for value, low, high in spans]}
+    told |= {name: [format(value, form) for value in rows[of]] for of, (name, form) in FIRST.items()}
+    return pd.DataFrame(told, index=rows.index).T

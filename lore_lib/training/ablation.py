@@ -4,15 +4,18 @@ Prompts form a ladder, each rung telling more of the item than the one below. A 
 every train pair once on every rung, and then judges dev pairs from the prompts of each rung. So one model
 stands on all rungs: they differ in evidence and in nothing else, and what is learned of a label on one serves
 the others. A tuning per rung would need as many labels for each to show the same.
+
+Beside it climbs a perfect reader, who learns nothing: whether a line holds evidence is one question, whether
+a model learns from labels to use it is another.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,6 +23,7 @@ import pandas as pd
 from lore_lib.artifacts import read_parquet, write_parquet
 from lore_lib.completion import render_answer
 from lore_lib.config import Config
+from lore_lib.cot.teacher import SymbolicTeacher, read_caption
 from lore_lib.errors import DataError
 from lore_lib.features.build import build_prompts
 from lore_lib.features.template import Template
@@ -27,8 +31,11 @@ from lore_lib.parallel import run_parallel
 from lore_lib.rng import derive_seed, generator
 from lore_lib.sampling.engine import SampleJob, Sampling, chat_text, run_sample_job
 from lore_lib.sampling.intervals import cluster_bootstrap, paired_difference
-from lore_lib.sampling.pass_at_k import expected_chance_pass_at_k, summarise
+from lore_lib.sampling.pass_at_k import PARSED, expected_chance_pass_at_k, summarise
 from lore_lib.training.sft import SftJob, train_sft
+from lore_lib.vertical.definition import Vertical
+from lore_lib.vertical.rules import judge, verdict
+from lore_lib.vertical.schema import load_demands
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -208,6 +215,63 @@ def climb(job: LadderJob) -> list[Path]:
     return drawn
 
 
+class PerfectReader:
+    """Understands every query, knows every rule, and reads of an item what a rung tells: its evidence.
+
+    That is the title's category and the price, and the CPV and the picture where the rung holds them. What is
+    not stated counts as near.
+
+    Args:
+        vertical: vocabularies and rules.
+        tables: ``pairs``, ``items``, and ``queries`` with their ``demands``.
+        captions: what is seen on each item's picture, by ``item_id``.
+
+    Raises:
+        DataError: no dev pairs.
+    """
+
+    def __init__(self, vertical: Vertical, tables: Mapping[str, pd.DataFrame], captions: pd.Series) -> None:
+        pairs = tables["pairs"][tables["pairs"]["split"] == "dev"]
+        if pairs.empty:
+            raise DataError("pairs: none in split dev; the ladder judges dev")
+        asked = pairs[["pair_id", "query_id", "item_id"]].merge(tables["queries"][["query_id", "demands"]])
+        rows = asked.merge(tables["items"], on="item_id", validate="m:1").set_index("pair_id")
+        self._rows = {str(pair_id): row for pair_id, row in rows.to_dict("index").items()}
+        self._vertical, self._captions, self._text = vertical, captions, SymbolicTeacher(vertical, ())
+
+    def levels(self, pair_id: str, rungs: Iterable[Rung]) -> pd.DataFrame:
+        """The level of each demand (rows, by the shopper's words) on each rung (columns) of one pair."""
+        row = self._rows[pair_id]
+        demands = load_demands(row["demands"])
+        read = {rung.name: self._stated(row, rung) for rung in rungs}
+        return pd.DataFrame(
+            {
+                name: {demand.surface: verdict(self._vertical, demand, stated).level for demand in demands}
+                for name, stated in read.items()
+            }
+        )
+
+    def climb(self, rungs: Iterable[Rung]) -> pd.DataFrame:
+        """Its answers to all dev pairs on every rung, as :func:`ladder_table` reads them."""
+        answers = [
+            (
+                rung.name,
+                pair_id,
+                judge(self._vertical, load_demands(row["demands"]), self._stated(row, rung)).label,
+            )
+            for rung in rungs
+            for pair_id, row in self._rows.items()
+        ]
+        frame = pd.DataFrame(answers, columns=["system", "pair_id", "label"])
+        return frame.assign(sample=0, parse_kind=PARSED, tokens=0)
+
+    def _stated(self, row: Mapping[Any, Any], rung: Rung) -> dict[str, str]:
+        stated = self._text.read_item(row if "cpv" in rung.sections else {**row, "cpv": "{}"})
+        if "picture" in rung.sections and (caption := self._captions[row["item_id"]]):
+            stated |= {name: value for value, name in read_caption(self._vertical, caption) if name}
+        return stated
+
+
 def ladder_table(
     samples: pd.DataFrame, gold: pd.DataFrame, rng: np.random.Generator, resamples: int = 1000
 ) -> pd.DataFrame:
@@ -240,6 +304,22 @@ def ladder_table(
             climbed.append(right)
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def ladder_overview(scores: pd.DataFrame, trainings: pd.Series) -> pd.DataFrame:
+    """Judges side by side on all pairs, by rung: pass@1 and the gain over the rung below, as text.
+
+    Args:
+        scores: rows of :func:`ladder_table` with one more column, ``judge``.
+        trainings: pass@1 by rung and training of the judge that was trained, for the last columns.
+    """
+    columns = {}
+    for who, part in scores[scores["pairs"] == "all"].groupby("judge", sort=False):
+        for name, of in (("pass@1", ["value", "low", "high"]), ("gain", ["gain", "gain_low", "gain_high"])):
+            spans = part.set_index("system")[of].dropna().itertuples(name=None)
+            columns[who, name] = pd.Series({rung: f"{at:.3f} [{a:.3f}, {b:.3f}]" for rung, at, a, b in spans})
+    columns |= {("by training", f"{name}"): part.round(3) for name, part in trainings.unstack().items()}
+    return pd.DataFrame(columns, index=scores["system"].unique()).fillna("")
 
 
 def without_model(pairs: pd.DataFrame) -> dict[str, float]:

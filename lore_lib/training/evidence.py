@@ -8,7 +8,7 @@ of steps and judge the same dev pairs from the same prompts: they differ in the 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -139,7 +139,7 @@ def _seed(config: Config, seed: int) -> int:
 def _job(
     config: Config, arm: str, seed: int, traces: pd.DataFrame, writes: Mapping[str, Path], folder: Path
 ) -> ArmJob:
-    home = folder / f"{arm.replace(' ', '-')}-{seed}"
+    home = _home(folder, arm, seed)
     taught = write_parquet(traces[["pair_id", "prompt", "completion", "kept"]], home / "traces.parquet")
     tune = replace(
         sft_job(config, arm, taught, home / "model"),
@@ -153,6 +153,42 @@ def _job(
         for name, prompts in writes.items()
     ]
     return ArmJob(tune, tuple(drawing))
+
+
+def _home(folder: Path, arm: str, seed: int) -> Path:
+    return folder / f"{arm.replace(' ', '-')}-{seed}"
+
+
+def kept_scores(
+    folder: Path, arms: Sequence[str], seeds: Sequence[int], gold: pd.DataFrame
+) -> dict[str, pd.DataFrame]:
+    """What the students that :func:`teach_students` left in its folder score on each dev pair.
+
+    Args:
+        folder: as given to it.
+        arms, seeds: of the students to read; arms that could not be taught are left out.
+        gold: pair_id, query_id, label, kind of at least the dev pairs.
+
+    Returns:
+        Arm -> pair_id, query_id, label, kind, right (share of its samples, of all seeds).
+
+    Raises:
+        DataError: a pair that gold does not have.
+    """
+    known = gold.set_index("pair_id")[["query_id", "label", "kind"]]
+    scores = {}
+    for arm in arms:
+        paths = [_home(folder, arm, seed) / "dev.parquet" for seed in seeds]
+        if not all(path.is_file() for path in paths):
+            continue
+        drawn = pd.concat(map(read_parquet, paths))
+        lost = drawn.loc[~drawn["pair_id"].isin(known.index), "pair_id"]
+        if len(lost):
+            raise DataError(f"{arm}: {lost.nunique()} pairs without gold label, first {lost.iloc[0]!r}")
+        right = drawn["label"] == drawn["pair_id"].map(known["label"])
+        share = right.groupby(drawn["pair_id"], sort=False).mean().rename("right")
+        scores[arm] = share.to_frame().join(known).reset_index()
+    return scores
 
 
 def teacher_table(traces: Mapping[str, pd.DataFrame], pairs: pd.DataFrame) -> pd.DataFrame:
@@ -173,6 +209,8 @@ def teacher_table(traces: Mapping[str, pd.DataFrame], pairs: pd.DataFrame) -> pd
 def beside_teachers(students: pd.DataFrame, samples: pd.DataFrame, teachers: pd.DataFrame) -> pd.DataFrame:
     """Scores of the students by arm, and beside them how often they parse and what their teachers got right.
 
+    Where there were several trainings, the lowest and highest pass@1 among them follow.
+
     Args:
         students: from :func:`student_table`; samples: what it was made from; teachers: from
             :func:`teacher_table`.
@@ -181,6 +219,10 @@ def beside_teachers(students: pd.DataFrame, samples: pd.DataFrame, teachers: pd.
     order = [(metric, name) for metric in students["metric"].unique() for name in SUBSETS]
     table = table.loc[samples["system"].unique(), [key for key in order if key in table]]
     table["parse rate", "all"] = (samples["parse_kind"] == "ok").groupby(samples["system"]).mean()
+    if students["seeds"].max() > 1:
+        whole = students[students["subset"] == "all"].drop_duplicates("system").set_index("system")
+        for end in ("lowest", "highest"):
+            table[f"{end} {whole['metric'].iloc[0]}", "all"] = whole[end]
     for name in SUBSETS:
         if name in teachers:
             table["the teacher alone", name] = teachers[name]
@@ -210,7 +252,7 @@ def student_table(
         for subset, part in groups.items():
             if part.empty:
                 continue
-            for metric, column in (("pass@1", "pass_at_1"), (f"pass@{k}", "pass_at_k")):
+            for metric, column in {"pass@1": "pass_at_1", f"pass@{k}": "pass_at_k"}.items():
                 values = np.array([frame.loc[part["pair_id"], column] for frame in scored.values()])
                 low, high = cluster_bootstrap(values.mean(axis=0), part["query_id"], resamples, rng)
                 by_seed = values.mean(axis=1)

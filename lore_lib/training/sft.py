@@ -28,7 +28,7 @@ from trl import SFTConfig, SFTTrainer
 from lore_lib.artifacts import atomic_write_json, read_jsonl, read_parquet, write_jsonl
 from lore_lib.completion import reader_of
 from lore_lib.config import Config
-from lore_lib.device import resolve_device
+from lore_lib.device import out_of_memory, resolve_device
 from lore_lib.errors import ArtifactError, ConfigError, DataError, EngineError
 from lore_lib.sampling.engine import chat_text, load_model, load_tokenizer, no_weight_bars
 from lore_lib.training.head import score_labelled_positions
@@ -104,7 +104,7 @@ def train_sft(job: SftJob) -> Path:
         DataError: no rows, rows of one label alone, or rows that are longer than ``max_sequence_tokens`` or
             than the model's context.
         ArtifactError: the folder holds the checkpoints of another job.
-        ConfigError: a batch that the devices cannot share evenly.
+        ConfigError: a batch that the devices cannot share evenly, or several GPUs for one process.
         EngineError: the loss is not a number, or memory ran out.
     """
     if (job.out / FINISHED).exists():
@@ -126,7 +126,9 @@ def train_sft(job: SftJob) -> Path:
             trainer.remove_callback(PrinterCallback)
         try:
             trainer.train(resume_from_checkpoint=get_last_checkpoint(str(job.out)))
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
             held = trainer.args.per_device_train_batch_size
             raise EngineError(
                 f"out of memory with {held} pairs of up to {longest} tokens at once on each device: lower "
@@ -292,9 +294,19 @@ def share_batch(pairs: int, processes: int, at_once: int) -> tuple[int, int]:
 
 
 def hardware(device: str) -> dict[str, Any]:
-    """Trainer settings that follow from the device: only CUDA gets mixed precision and recomputation."""
+    """Trainer settings that follow from the device: only CUDA gets mixed precision and recomputation.
+
+    Raises:
+        ConfigError: one process sees several GPUs, over which transformers would spread it in a way that TRL
+            does not support.
+    """
     target = resolve_device(device)
     cuda = target == "cuda"
+    if cuda and processes() == 1 and (seen := torch.cuda.device_count()) > 1:
+        raise ConfigError(
+            f"one process and {seen} GPUs: train on all with runtime.processes={seen}, or on one with "
+            "CUDA_VISIBLE_DEVICES=0 in the environment"
+        )
     return {"use_cpu": target == "cpu", "bf16": cuda, "activation_checkpointing": cuda, "report_to": "none"}
 
 
@@ -376,6 +388,3 @@ def check_fits(model: PreTrainedModel, longest: int) -> None:
 def training_history(folder: Path) -> list[dict[str, Any]]:
     """The logged rows of a finished training."""
     return read_jsonl(folder / FINISHED)
-
-
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

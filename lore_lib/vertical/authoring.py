@@ -14,9 +14,10 @@ import pandas as pd
 from lore_lib.artifacts import atomic_write_text, read_parquet
 from lore_lib.errors import ArtifactError, DataError, nearest
 from lore_lib.vertical.adapters.rows import Problems, ReadReport
+from lore_lib.vertical.checking import Checked, check
 from lore_lib.vertical.definition import Vertical, read_vertical, vertical_names, verticals_folder
 from lore_lib.vertical.mapping import OwnTables
-from lore_lib.vertical.source import Checked, Diagnostic, Node, check, read_source
+from lore_lib.vertical.source import Diagnostic, Node, read_source
 
 FILE = "vertical.yaml"
 TEMPLATE = Path(__file__).with_name("template.yaml")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 
 from lore_lib.errors import DataError, listed
-from lore_lib.vertical.schema import INTENTS, KINDS, LABELS, load_demands
+from lore_lib.vertical.schema import DIMENSIONS, INTENTS, KINDS, LABELS, load_demands
 
 Tables = dict[str, pd.DataFrame]
 
@@ -34,9 +35,10 @@ def check_tables(tables: dict[str, pd.DataFrame], where: Path | str) -> Tables:
     """Return the tables unchanged, or list everything that is wrong with them.
 
     Raises:
-        DataError: missing columns, repeated keys, missing texts, unknown labels, kinds, intents or splits,
-            dangling references, a query in two splits, prices and clicks that are no numbers, attributes that
-            are no JSON, pictures that are none.
+        DataError: missing columns, keys that repeat or are no text, missing texts, unknown labels, kinds,
+            intents or splits, mismatches that are no dimension or not of an L2, dangling references, a query
+            in two splits, prices and clicks that are no numbers, attributes that are no JSON, pictures that
+            are none.
     """
     if problems := table_problems(tables):
         raise DataError(f"{where}: {listed(problems)}")
@@ -79,12 +81,28 @@ def table_problems(tables: Tables) -> list[str]:
 
 
 def _content_problems(tables: Tables) -> list[str]:
-    problems = [f"{name}: the table is empty" for name in KEYS if tables[name].empty]
+    return [
+        *(f"{name}: the table is empty" for name in KEYS if tables[name].empty),
+        *_key_problems(tables),
+        *_word_problems(tables),
+        *_mismatch_problems(tables["pairs"]),
+        *_reference_problems(tables),
+        *_item_problems(tables["items"]),
+        *_click_problems(tables["clicks"]),
+    ]
+
+
+def _key_problems(tables: Tables) -> Iterator[str]:
     for name, key in KEYS.items():
         twice = tables[name].loc[tables[name][key].duplicated(), key]
         if len(twice):
-            problems.append(f"{name}: {len(twice)} repeated {key}, first {twice.iloc[0]!r}")
-    pairs = tables["pairs"]
+            yield f"{name}: {len(twice)} repeated {key}, first {twice.iloc[0]!r}"
+        textless = [found for found in tables[name][key] if not isinstance(found, str) or not found]
+        if textless:
+            yield f"{name}: {len(textless)} rows whose {key} is no text, first {textless[0]!r}; give text"
+
+
+def _word_problems(tables: Tables) -> Iterator[str]:
     for name, column, known in (
         ("pairs", "label", LABELS),
         ("pairs", "kind", KINDS),
@@ -95,7 +113,7 @@ def _content_problems(tables: Tables) -> list[str]:
         odd = tables[name].loc[~tables[name][column].isin(known), [key, column]]
         if len(odd):
             first = odd.iloc[0]
-            problems.append(
+            yield (
                 f"{name}: {len(odd)} rows with an unknown {column}, first {first[key]!r} has "
                 f"{first[column]!r}; use one of {', '.join(known)}"
             )
@@ -104,22 +122,22 @@ def _content_problems(tables: Tables) -> list[str]:
             rows = zip(tables[name][KEYS[name]], tables[name][column], strict=True)
             silent = [key for key, text in rows if not isinstance(text, str)]
             if silent:
-                problems.append(
-                    f'{name}: {len(silent)} rows have no text in {column!r}, first {silent[0]!r}; use ""'
-                )
+                yield f'{name}: {len(silent)} rows have no text in {column!r}, first {silent[0]!r}; use ""'
+
+
+def _reference_problems(tables: Tables) -> Iterator[str]:
+    pairs, queries = tables["pairs"], tables["queries"]
     for key, other in (("query_id", "queries"), ("item_id", "items")):
         lost = pairs.loc[~pairs[key].isin(tables[other][key]), "pair_id"]
         if len(lost):
-            problems.append(
-                f"pairs: {len(lost)} rows name a {key} that {other} does not have, first {lost.iloc[0]!r}"
-            )
-    split_of = dict(zip(tables["queries"].query_id, tables["queries"].split, strict=True))
+            yield f"pairs: {len(lost)} rows name a {key} that {other} does not have, first {lost.iloc[0]!r}"
+    split_of = dict(zip(queries.query_id, queries.split, strict=True))
     moved = pairs.loc[pairs.split != pairs.query_id.map(split_of), "pair_id"]
     if len(moved):
-        problems.append(
-            f"pairs: {len(moved)} rows stand in another split than their query, first {moved.iloc[0]!r}"
-        )
-    items, clicks = tables["items"], tables["clicks"]
+        yield f"pairs: {len(moved)} rows stand in another split than their query, first {moved.iloc[0]!r}"
+
+
+def _item_problems(items: pd.DataFrame) -> Iterator[str]:
     price = pd.to_numeric(items["price"], errors="coerce")
     good = {"prices are no number of at least 0": price.between(0, math.inf, inclusive="left")}
     for column, kind, word in (("cpv", dict, "object"), ("skus", list, "list")):
@@ -128,13 +146,29 @@ def _content_problems(tables: Tables) -> list[str]:
     for said, fine in good.items():
         if not fine.all():
             first = items.loc[~fine.astype(bool), "item_id"].iloc[0]
-            problems.append(f"items: {(~fine.astype(bool)).sum()} {said}, first item {first!r}")
+            yield f"items: {(~fine.astype(bool)).sum()} {said}, first item {first!r}"
+
+
+def _click_problems(clicks: pd.DataFrame) -> Iterator[str]:
     counted = pd.to_numeric(clicks["clicks"], errors="coerce")
     of_query = clicks.loc[~((counted >= 0) & (counted % 1 == 0)), "query_id"]
     if len(of_query):
         said = f"{len(of_query)} rows have no whole number of clicks, first of query {of_query.iloc[0]!r}"
-        problems.append(f"clicks: {said}")
-    return problems
+        yield f"clicks: {said}"
+
+
+def _mismatch_problems(pairs: pd.DataFrame) -> Iterator[str]:
+    """A completion names the dimension in words, and only beside L2."""
+    unknown = ~pairs["mismatch"].isin(["", *DIMENSIONS])
+    misplaced = ~unknown & (pairs["mismatch"] != "") & (pairs["label"] != "L2")
+    for odd, said in (
+        (unknown, f'with an unknown mismatch, {{}}; use "" or one of {", ".join(DIMENSIONS)}'),
+        (misplaced, "with a mismatch and another label than L2, {}; leave it empty there"),
+    ):
+        if odd.any():
+            first = pairs.loc[odd].iloc[0]
+            found = f"first {first['pair_id']!r} has {first['mismatch']!r:.60}"
+            yield f"pairs: {odd.sum()} rows {said.format(found)}"
 
 
 def _is_json(text: object, kind: type) -> bool:

@@ -11,11 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from lore_lib.artifacts import project_root
 from lore_lib.errors import DataError, nearest
+from lore_lib.vertical.checking import load
 from lore_lib.vertical.kinds import JOIN, RGB, Dimension, Family, Limit, Set, Taxonomy
 from lore_lib.vertical.mapping import OwnTables
 from lore_lib.vertical.rules import ANY, Engine, Gap, Rule, RuleBook, example_problems, universal_rules
 from lore_lib.vertical.schema import DIMENSIONS, INTENTS, Demand
-from lore_lib.vertical.source import Contradictions, Location, Problem, load
+from lore_lib.vertical.source import Contradictions, Location, Problem
 
 COLOR = "color"
 """The dimension whose shades carry the RGB that pictures show."""

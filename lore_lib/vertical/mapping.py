@@ -110,7 +110,7 @@ class PairColumns(_Section):
     pair_id: Name | None = None
     """The key; made of query and item where not mapped."""
     mismatch: Name | None = None
-    """The dimension that failed."""
+    """The dimension that failed, of pairs graded L2; empty elsewhere."""
     kind: Name | None = None
     """What the pair needs: plain, knowledge, visual or boundary."""
     split: Name | None = None

@@ -18,9 +18,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, RootModel, m
 
 from lore_lib.artifacts import project_root
 from lore_lib.errors import DataError, nearest
+from lore_lib.vertical.checking import load
 from lore_lib.vertical.kinds import NEGATED_RELATIONS, NOT_STATED, RELATIONS, Dimension, Relation
 from lore_lib.vertical.schema import DIMENSIONS, Attributes, Demand, Verdict
-from lore_lib.vertical.source import Contradictions, Problem, load
+from lore_lib.vertical.source import Contradictions, Problem
 
 if TYPE_CHECKING:
     from lore_lib.vertical.definition import Vertical

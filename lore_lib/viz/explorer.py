@@ -23,8 +23,8 @@ def glance(study: Study, slo_ms: float, **settings: float) -> Figure:
         settings["torso_share"] = min(settings["torso_share"], 1 - head)
     rows, tally = study.glance(**settings)
     end = rows.iloc[-1]
-    price = f"{end['rented_per_million']:,.1f} of money a million requests"
-    title = f"macro-F1 {end['macro_f1']:.3f}, {price}, p95 {end['p95_ms']:,.0f} ms"
+    price = f"price {end['rented_per_million']:,.1f} per million requests"
+    title = f"macro-F1 {end['macro_f1']:.3f}, p95 {end['p95_ms']:,.0f} ms, {price}"
     return serving_card(rows, tally.latency_quantile(LEVELS), title, slo_ms)
 
 

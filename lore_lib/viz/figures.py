@@ -15,7 +15,9 @@ import pandas as pd
 import seaborn as sns
 from matplotlib import figure as mpl
 from matplotlib.axes import Axes
-from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.backend_bases import RendererBase
+from matplotlib.text import Text
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike, NDArray
 
 from lore_lib.sampling.strata import STRATA
@@ -30,7 +32,18 @@ TITLE_CHARACTERS = 85  # per line
 
 
 class Figure(mpl.Figure):
-    """A matplotlib figure that a notebook shows whatever backend is set."""
+    """A matplotlib figure that a notebook shows whatever backend is set, and in which a "$" is a dollar."""
+
+    def draw(self, renderer: RendererBase) -> None:
+        """Names come from data, and would break or change as formulas; numbers of log axes are formulas."""
+        for axes in self.axes:  # ticks get their words only when somebody asks for them
+            axes.get_xticklabels()
+            axes.get_yticklabels()
+        for text in self.findobj(Text):
+            told = text.get_text()
+            if "$" in told and not told.startswith(r"$\mathdefault{"):
+                text.set_parse_math(False)
+        super().draw(renderer)
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
@@ -68,6 +81,7 @@ def effects_figure(table: pd.DataFrame, title: str) -> Figure:
     axes.set_xticks(range(len(metrics)), metrics)
     axes.set_xlim(-0.5, len(metrics) - 0.5)
     _share_axis(axes, "share of pairs, 95 % interval")
+    axes.set_ylim(bottom=-0.02)  # a marker at 0 is seen whole
     return _legend_right(figure, axes)
 
 
@@ -100,6 +114,7 @@ def difference_figure(table: pd.DataFrame, title: str) -> Figure:
             )
         axes.axvline(0, color=GREY, linestyle="dashed", linewidth=1)
         axes.set_title(metric, fontsize=10)
+        axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 2.5, 5, 10]))
         axes.xaxis.set_major_formatter(FuncFormatter(_points))
         _tidy(axes, "x")
     grid[0].set_yticks(range(len(names)), names)
@@ -137,25 +152,8 @@ def ladder_figure(table: pd.DataFrame, title: str, references: Mapping[str, floa
     axes.set_xlim(0, 1.02)
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set_xlabel("pass@1, 95 % interval over queries")
-    return _legend_right(figure, axes)
-
-
-def pass_at_k_curve(table: pd.DataFrame, title: str, labels: int = 4) -> Figure:
-    """pass@k over k, one band per system, with the curve of uniform guessing.
-
-    Args:
-        table: system, k, value, low, high.
-        title: what is seen.
-        labels: how many labels a guesser picks from.
-    """
-    figure, axes = _canvas(title)
-    _bands(axes, table, "k", "system")
-    ks = np.arange(table["k"].min(), table["k"].max() + 1)
-    axes.plot(ks, 1 - (1 - 1 / labels) ** ks, color=GREY, linestyle="dashed", label="uniform guessing")
-    axes.set_xticks(sorted(table["k"].unique()))
-    axes.set_xlabel("k (tries)")
-    _share_axis(axes, "unbiased pass@k, 95 % interval")
-    return _legend_right(figure, axes)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    return figure
 
 
 def strata_bars(counts: pd.DataFrame, title: str) -> Figure:
@@ -175,7 +173,9 @@ def subset_bars(table: pd.DataFrame, title: str, metric: str) -> Figure:
     """One metric by subset and system, with intervals; a table without rows gives a figure that says so.
 
     Args:
-        table: subset, system, value, low, high.
+        table: subset, system, value, low, high; with a column n, the same for all systems of a subset, it
+            stands under the subset; where a value is a mean over trainings, also (seeds, more than one) the
+            lowest and highest of them, which are drawn as rings.
         title: what is seen.
         metric: its name, for the axis.
     """
@@ -186,10 +186,14 @@ def subset_bars(table: pd.DataFrame, title: str, metric: str) -> Figure:
         return figure
     subsets, systems = list(dict.fromkeys(table["subset"])), list(dict.fromkeys(table["system"]))
     width = 0.8 / len(systems)
+    trainings = int(table["seeds"].max()) if "lowest" in table else 1
     for index, system in enumerate(systems):
         rows = table[table["system"] == system].set_index("subset").reindex(subsets)
+        places = np.arange(len(subsets)) + (index - (len(systems) - 1) / 2) * width
+        for end in ("lowest", "highest") if trainings > 1 else ():
+            axes.plot(places, rows[end], "o", markersize=3, color="black", markerfacecolor="white", zorder=3)
         axes.bar(
-            np.arange(len(subsets)) + (index - (len(systems) - 1) / 2) * width,
+            places,
             rows["value"],
             width * 0.92,
             yerr=_arms(rows),
@@ -197,8 +201,14 @@ def subset_bars(table: pd.DataFrame, title: str, metric: str) -> Figure:
             error_kw={"elinewidth": 1, "capsize": 2, "ecolor": GREY},
             label=system,
         )
-    axes.set_xticks(range(len(subsets)), subsets)
+    names = subsets
+    if "n" in table and (table.groupby("subset")["n"].nunique() == 1).all() and "n=" not in "".join(subsets):
+        sizes = dict(zip(table["subset"], table["n"], strict=True))
+        names = [f"{name}\nn={sizes[name]:,}" for name in subsets]
+    axes.set_xticks(range(len(subsets)), names)
     _share_axis(axes, f"{metric}, 95 % interval")
+    if trainings > 1:
+        axes.set_ylabel(f"{metric}, mean of {trainings} trainings\n(rings: lowest, highest; whiskers: 95 %)")
     return _legend_right(figure, axes)
 
 
@@ -248,7 +258,7 @@ def training_curves(rows: pd.DataFrame, title: str) -> Figure:
 
 
 def loss_curves(rows: pd.DataFrame, title: str) -> Figure:
-    """Training loss over steps, one line per arm.
+    """Training loss over steps, one line per arm, on a log axis: most of the fall is over in a few steps.
 
     Args:
         rows: arm, step, loss.
@@ -263,8 +273,10 @@ def loss_curves(rows: pd.DataFrame, title: str) -> Figure:
             linestyle=_dash(index),
             label=str(arm),
         )
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda loss, _: f"{loss:g}"))
     axes.set_xlabel("optimiser step")
-    axes.set_ylabel("loss (nats per completion token)")
+    axes.set_ylabel("loss (nats per completion token, log scale)")
     return _legend_right(figure, axes)
 
 
@@ -321,6 +333,47 @@ def confusion_heatmap(matrix: ArrayLike, title: str) -> Figure:
     return figure
 
 
+def drop_heatmap(table: pd.DataFrame, title: str) -> Figure:
+    """What is lost where: a cell per removal and group of pairs, with its interval; bold where it excludes 0.
+
+    Args:
+        table: removed, group, drop, low, high, n in their order, as `rair.probes.drop_table` gives them.
+        title: what is seen.
+    """
+    removed, groups = list(dict.fromkeys(table["removed"])), list(dict.fromkeys(table["group"]))
+    cells = table.set_index(["removed", "group"])
+    drops = cells["drop"].unstack().reindex(index=removed, columns=groups)
+    figure, axes = _canvas(title)
+    span = max(0.1, float(drops.abs().max().max()))
+    sns.heatmap(
+        drops,
+        cmap="RdBu_r",
+        vmin=-span,
+        vmax=span,
+        ax=axes,
+        linewidths=1,
+        cbar_kws={"label": "accuracy lost"},
+        xticklabels=[f"{group}\n(n={n})" for group, n in cells["n"].groupby("group").first()[groups].items()],
+    )
+    for one in table.to_dict("records"):
+        at = groups.index(one["group"]) + 0.5, removed.index(one["removed"]) + 0.5
+        text = f"{one['drop']:+.2f}\n[{one['low']:+.2f}, {one['high']:+.2f}]"
+        sure = one["low"] > 0 or one["high"] < 0
+        axes.text(
+            *at,
+            text,
+            ha="center",
+            va="center",
+            color="white" if abs(one["drop"]) > 0.6 * span else "black",
+            size=9,
+            weight="bold" if sure else "normal",
+        )
+    axes.tick_params(axis="y", rotation=0)
+    axes.set_xlabel("pairs that need")
+    axes.set_ylabel("taken away")
+    return figure
+
+
 def latency_cdf(latencies_ms: Mapping[str, NDArray[np.float64]], title: str) -> Figure:
     """Share of requests answered within a time, one line per policy or route.
 
@@ -373,7 +426,7 @@ def tradeoff_figure(table: pd.DataFrame, title: str, quality: str, slo_ms: float
                 label=policy,
             )
         axes.set_xscale("log")
-    left.set_xlabel("money per million requests (log scale)")
+    left.set_xlabel("price of a million requests (log scale)")
     left.set_ylabel(f"{quality}, 95 % interval")
     right.set_xlabel("p95 latency (log scale)")
     right.xaxis.set_major_formatter(EngFormatter("s"))
@@ -436,6 +489,7 @@ def serving_card(strata: pd.DataFrame, latency_ms: NDArray[np.float64], title: s
     )
     right.axhline(0.95, color=GREY, linestyle="dotted", label="95 %")
     right.set_xscale("log")
+    right.xaxis.set_major_locator(LogLocator(numticks=6))
     right.xaxis.set_major_formatter(EngFormatter("s"))
     right.set_xlabel("latency (log scale)")
     _share_axis(right, "share of the requests answered")
@@ -491,7 +545,7 @@ def reliability_figure(curves: Mapping[str, pd.DataFrame], title: str) -> Figure
         at = curve["confidence"], curve["accuracy"]
         axes.plot(*at, color=colour, marker=mark, linestyle=_dash(index), markersize=4, label=name)
         axes.scatter(*at, color=colour, marker=mark, s=20 + 180 * size, alpha=0.4)
-    axes.set_xlabel("mean probability of the label given")
+    axes.set_xlabel("mean probability of the label given (larger mark: more answers)")
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set_xlim(0, 1.02)
     _share_axis(axes, "share of these answers that are right")
@@ -562,7 +616,7 @@ def token_lengths(lengths: Mapping[str, ArrayLike], title: str, budget_tokens: i
     axes.invert_yaxis()
     axes.set_xlabel("tokens (box: quartiles, whiskers: 5 % and 95 %)")
     if budget_tokens is not None:
-        axes.axvline(budget_tokens, color=PALETTE[1], linestyle="dashed", label=f"budget {budget_tokens}")
+        axes.axvline(budget_tokens, color=PALETTE[1], linestyle="dashed", label=f"limit {budget_tokens}")
         return _legend_right(figure, axes)
     return figure
 

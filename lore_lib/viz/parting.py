@@ -13,22 +13,16 @@ from typing import Any
 
 import pandas as pd
 from ipywidgets import HTML, BoundedIntText, Dropdown, HBox, Label, VBox
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lore_lib.errors import DataError, nearest
 from lore_lib.vertical.schema import LABELS
+from lore_lib.viz.pages import PAGES
 
 ALL = "all"
 COLOURS = {"": "#555555", "L1": "#A63D00", "L2": "#8A6100", "L3": "#00629B", "L4": "#00694C"}
 """Of a completion's own way, by its label; all dark enough to be read on white."""
 
-_TEMPLATE = Environment(
-    loader=PackageLoader("lore_lib.viz", "."),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-).get_template("parting.html.j2")
+_TEMPLATE = PAGES.get_template("parting.html.j2")
 
 
 @dataclass(frozen=True)

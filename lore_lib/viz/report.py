@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from lore_lib.artifacts import Manifest, Metric
+from lore_lib.viz.pages import PAGES
 
 
 @dataclass(frozen=True)
@@ -115,20 +115,8 @@ def render_report(sections: Sequence[StageSection], missing: Sequence[str] = ())
         sections: the finished stages of one run, in order; at least one.
         missing: names of stages that have not finished.
     """
-    environment = Environment(
-        loader=PackageLoader("lore_lib.viz", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-    )
-    environment.filters |= {
-        "value": format_value,
-        "interval": format_interval,
-        "duration": format_seconds,
-        "cell": format_cell,
-    }
     summaries = [summarise_stage(section.manifest, section.headlines) for section in sections]
-    return environment.get_template("report.html.j2").render(
+    return _TEMPLATE.render(
         first=sections[0].manifest,
         sections=sections,
         summaries=[summary for summary in summaries if summary],
@@ -138,6 +126,15 @@ def render_report(sections: Sequence[StageSection], missing: Sequence[str] = ())
         seconds=sum(section.manifest.seconds for section in sections),
         peak_memory_mib=max(section.manifest.peak_memory_mib for section in sections),
     )
+
+
+PAGES.filters |= {
+    "value": format_value,
+    "interval": format_interval,
+    "duration": format_seconds,
+    "cell": format_cell,
+}
+_TEMPLATE = PAGES.get_template("report.html.j2")
 
 
 def _figure(path: Path) -> Figure:

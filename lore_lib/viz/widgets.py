@@ -14,12 +14,12 @@ from typing import Any
 
 import pandas as pd
 from ipywidgets import HTML, BoundedIntText, Button, Checkbox, Dropdown, HBox, Label, VBox
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from lore_lib.errors import DataError, nearest
 from lore_lib.features.prompts import Neutral, item_sections
 from lore_lib.vertical.schema import DIMENSIONS, Verdict, load_demands
+from lore_lib.viz.pages import PAGES
 
 FILTERS = ("split", "kind", "label", "intent")
 """What a reader may choose pairs by."""
@@ -31,16 +31,9 @@ ALL = "all"
 SIDE = 96
 """Longer side of a shown picture in pixels."""
 
-_PAGES = Environment(
-    loader=PackageLoader("lore_lib.viz", "."),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
-_TEMPLATE = _PAGES.get_template("pair_card.html.j2")
-_VERDICTS = _PAGES.get_template("verdicts.html.j2")
-_TRACES = _PAGES.get_template("trace_card.html.j2")
+_TEMPLATE = PAGES.get_template("pair_card.html.j2")
+_VERDICTS = PAGES.get_template("verdicts.html.j2")
+_TRACES = PAGES.get_template("trace_card.html.j2")
 
 
 class _AsWritten(Neutral):

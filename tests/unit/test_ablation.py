@@ -17,15 +17,18 @@ from lore_lib.sampling.engine import SAMPLE_COLUMNS, load_tokenizer
 from lore_lib.training import ablation
 from lore_lib.training.ablation import (
     ANSWER_TOKENS,
+    PerfectReader,
     Rung,
     climb,
     judge_ladder,
     ladder,
     ladder_jobs,
+    ladder_overview,
     ladder_prompts,
     ladder_table,
     without_model,
 )
+from lore_lib.vertical.definition import Vertical
 
 Tables = dict[str, pd.DataFrame]
 
@@ -148,6 +151,31 @@ def samples_of(rungs: dict[str, list[str]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=SAMPLE_COLUMNS)
 
 
+def test_a_perfect_reader_gains_what_a_rung_tells_and_needs_no_more_than_cpv_and_picture(
+    world_tables: Tables, captions: "pd.Series[str]", vertical: Vertical
+) -> None:
+    rungs, gold = ladder(load_template("nano")), world_tables["pairs"].query("split == 'dev'")
+    reader = PerfectReader(vertical, world_tables, captions)
+    answers = reader.climb(rungs)
+    table = ladder_table(answers, gold, np.random.default_rng(0), 20).query("pairs == 'all'")
+    title, cpv, sku, picture, full = table.value
+    assert title < cpv == sku < picture == full == 1  # the world's text and picture tell all there is
+    for pair_id in gold.pair_id:
+        lowest = reader.levels(pair_id, rungs).min()
+        assert [f"L{level}" for level in lowest] == answers.label[answers.pair_id == pair_id].tolist()
+    blind = PerfectReader(vertical, world_tables, captions.map(lambda _: None)).climb(rungs)
+    seen = ladder_table(blind, gold, np.random.default_rng(0), 20).query("pairs == 'all'")
+    assert seen.value.tolist() == [title, cpv, cpv, cpv, cpv]
+
+
+def test_a_perfect_reader_wants_dev_pairs(
+    world_tables: Tables, captions: "pd.Series[str]", vertical: Vertical
+) -> None:
+    train = {**world_tables, "pairs": world_tables["pairs"].query("split == 'train'")}
+    with pytest.raises(DataError, match="none in split dev;"):
+        PerfectReader(vertical, train, captions)
+
+
 GOLD = pd.DataFrame(
     {
         "pair_id": ["p0", "p1", "p2", "p3"],
@@ -176,6 +204,18 @@ def test_the_table_by_hand() -> None:
     assert (table.low <= table.value).all()
     assert (table.value <= table.high).all()
     assert (table.gain_low[1], table.gain_high[1]) == (0.25, 0.5)  # q0 gains 1/4, q1 1/2
+
+
+def test_judges_stand_side_by_side() -> None:
+    low = ["L1", "L1", "L2", "L1", "L3", "L1", "L1", "L1"]
+    high = ["L1", "L1", "L2", "L2", "L3", "", "L4", "L4"]
+    table = ladder_table(samples_of({"b": low, "a": high}), GOLD, np.random.default_rng(0))
+    trainings = pd.Series([0.5, 0.25], pd.MultiIndex.from_tuples([("b", 0), ("a", 0)]))
+    wide = ladder_overview(pd.concat([table.assign(judge="one"), table.assign(judge="two")]), trainings)
+    assert wide.index.tolist() == ["b", "a"]
+    assert wide.columns.tolist()[:3] == [("one", "pass@1"), ("one", "gain"), ("two", "pass@1")]
+    assert wide["by training", "0"].tolist() == [0.5, 0.25]
+    assert wide["one", "gain"].tolist() == ["", "0.375 [0.250, 0.500]"]
 
 
 def test_a_gain_is_over_the_rung_below_and_a_total_over_the_lowest() -> None:

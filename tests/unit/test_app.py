@@ -241,7 +241,7 @@ def test_the_load_is_open_loop(serving: Serving) -> None:
     waited = answers["latency_ms"].to_numpy()
     assert (answers["status"] == 200).all()
     assert (waited[:15] > 100).all(), "all of those were due while it stalled"
-    assert (np.diff(waited[:15]) < 5).all()
+    assert waited[:5].mean() - waited[10:15].mean() > 100, "who was due 200 ms later waited less"
     assert (answers["late_ms"] < 400).all(), "none of them waited to be asked"
 
 

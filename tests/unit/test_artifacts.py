@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from lore_lib.artifacts import (
@@ -61,6 +63,16 @@ def test_the_project_root_is_found_from_inside_and_from_elsewhere(
     assert project_root() == tmp_path
 
 
+@pytest.mark.parametrize("text", [b"not toml [", b'project = "x"', b"\xff"])
+def test_a_foreign_project_on_the_way_up_is_passed_over(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: bytes
+) -> None:
+    monkeypatch.delenv("LORE_ROOT", raising=False)
+    (tmp_path / "pyproject.toml").write_bytes(text)
+    monkeypatch.chdir(tmp_path)
+    assert project_root() == root
+
+
 def test_outputs_are_in_the_project_unless_told(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,10 +122,21 @@ def test_disk_errors_name_the_file_and_the_fix(
     assert "folder" in str(caught.value)
 
 
-def test_other_os_errors_are_not_dressed_up(tmp_path: Path) -> None:
+def test_a_name_that_cannot_be_a_folder_is_explained(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("a file, not a folder")
-    with pytest.raises(OSError, match=r"Not a directory|File exists"):
+    with pytest.raises(ArtifactError, match="a file stands where a folder should be"):
         atomic_write_bytes(tmp_path / "a" / "b", b"x")
+    with pytest.raises(ArtifactError, match="shorter name"):
+        atomic_write_bytes(tmp_path / ("a" * 300) / "b", b"x")
+
+
+def test_other_os_errors_are_not_dressed_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path, *args: object, **options: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(OSError, match="Input/output error"):
+        atomic_write_bytes(tmp_path / "a", b"x")
 
 
 def test_json_refuses_what_json_lacks(tmp_path: Path) -> None:
@@ -135,11 +158,21 @@ def test_damaged_tables_and_rows_are_named(tmp_path: Path) -> None:
     table.write_bytes(table.read_bytes()[:50])
     with pytest.raises(ArtifactError, match=r"t\.parquet is not a whole Parquet file"):
         read_parquet(table)
+    about_pandas = {b"pandas": b'{"columns": [{"pandas_type": 1}], "index_columns": []}'}
+    pq.write_table(pa.table({"a": [1]}).replace_schema_metadata(about_pandas), table)
+    with pytest.raises(ArtifactError, match="not a whole Parquet file"):
+        read_parquet(table)
     with pytest.raises(ArtifactError, match="no table at"):
         read_parquet(tmp_path / "none.parquet")
     rows = tmp_path / "r.jsonl"
     rows.write_text('{"a": 1}\n\n{"a": ')
     with pytest.raises(ArtifactError, match="line 3 is not JSON"):
+        read_jsonl(rows)
+    rows.write_bytes(b'{"a": 1}\n{"a": "\xff"}\n')
+    with pytest.raises(ArtifactError, match="line 2 is not JSON"):
+        read_jsonl(rows)
+    rows.write_text("[" * 100_000)
+    with pytest.raises(ArtifactError, match="line 1 is not JSON"):
         read_jsonl(rows)
     rows.write_text("[1]\n")
     with pytest.raises(ArtifactError, match="line 1 is a list"):
@@ -177,6 +210,9 @@ def test_no_manifest_and_half_a_manifest(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="has not run, or was interrupted"):
         read_manifest(tmp_path)
     (tmp_path / "manifest.json").write_text('{"schema_version": 1,')
+    with pytest.raises(ArtifactError, match="is not JSON"):
+        read_manifest(tmp_path)
+    (tmp_path / "manifest.json").write_text("[" * 100_000)
     with pytest.raises(ArtifactError, match="is not JSON"):
         read_manifest(tmp_path)
 

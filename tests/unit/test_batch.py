@@ -14,26 +14,13 @@ from lore_lib.artifacts import write_parquet
 from lore_lib.cli import commands
 from lore_lib.config import Config, load_config
 from lore_lib.cot import batch
-from lore_lib.cot.batch import prepare_batch, ray_workers, run_batch
+from lore_lib.cot.batch import prepare_batch, run_batch
 from lore_lib.cot.chat import Arrived, Reply, Request, ignore
 from lore_lib.cot.knowledge import KnowledgeIndex
+from lore_lib.cot.on_ray import ray_workers
 from lore_lib.cot.synthesis import pair_rows, read_traces, synthesise
 from lore_lib.errors import ArtifactError, DataError, EngineError
 from lore_lib.vertical.definition import Vertical
-
-
-@pytest.fixture(scope="module")
-def source(
-    world_tables: dict[str, pd.DataFrame],
-    prompts: pd.DataFrame,
-    captions: "pd.Series[Any]",
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Path:
-    folder = tmp_path_factory.mktemp("features")
-    seen = captions.rename("picture").rename_axis("item_id").reset_index()
-    for name, table in (world_tables | {"prompts": prompts, "captions": seen}).items():
-        write_parquet(table, folder / f"{name}.parquet")
-    return folder
 
 
 def config(**changes: Any) -> Config:

@@ -216,13 +216,14 @@ def ready(url: str, process: "subprocess.Popen[str]", seconds: float) -> None:
 
 
 def test_lore_serve_answers_and_ends_politely(copied: Path) -> None:
-    port = free_port()
-    command = [sys.executable, "-m", "lore_lib", "serve", "--run", RUN, "--port", str(port)]
+    command = [sys.executable, "-m", "lore_lib", "serve", "--run", RUN, "--port", "0"]
     process = subprocess.Popen(
         [*command, "--set", "service.llm=none"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     try:
-        url = f"http://127.0.0.1:{port}"
+        assert process.stdout is not None
+        _, _, url = process.stdout.readline().partition(" at ")
+        url = url.partition(";")[0]
         ready(url, process, 90)
         told = httpx.post(f"{url}/v1/relevance", json=first_pair(copied), timeout=30).json()
         process.send_signal(signal.SIGTERM)

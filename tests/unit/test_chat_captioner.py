@@ -126,6 +126,20 @@ def test_an_answer_is_paid_for_once_and_a_failure_is_never_kept(vertical: Vertic
     assert ChatCaptioner(eyes, vertical, cache).ask(COLOR, {"i": png("olive")})[0].value == "olive"
 
 
+def test_the_same_question_about_the_same_picture_costs_one_call(vertical: Vertical) -> None:
+    eyes = Eyes(lambda text: said("navy" if "What is its color?" in text else UNSURE))
+    pattern = vertical.pictured[1]
+    asked = [Question("a", "color"), Question("b", "color"), Question("c", "color"), Question("a", pattern)]
+    shown = {"a": png(), "b": png(), "c": b"no picture"}
+    captioner = ChatCaptioner(eyes, vertical)
+    seen = captioner.ask(asked, shown)
+    assert [sight.silence for sight in seen] == ["", "", "unreadable", "abstained"]
+    assert seen[0] == seen[1] == Sight("navy", 0.9)
+    assert captioner.calls == len(eyes.asked) == 2
+    assert captioner.ask([Question("d", "color")], {"d": png("olive")})[0].value == "navy"
+    assert captioner.calls == 3
+
+
 def tables(query: str, title: str, cpv: dict[str, str], queries: int = 1) -> dict[str, pd.DataFrame]:
     ids = [f"q{n}" for n in range(queries)]
     item = {"item_id": "i", "title": title, "cpv": json.dumps(cpv), "skus": "[]", "shop": "s", "price": 9.0}

@@ -1,5 +1,8 @@
 """The command line as a user meets it: exit status, text on the right stream, no traceback."""
 
+import errno
+import io
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +12,10 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
+from lore_lib import __version__, cli
 from lore_lib.artifacts import read_parquet, write_parquet
-from lore_lib.cli import commands
+from lore_lib.cli import app, commands
+from lore_lib.errors import ConfigError
 from lore_lib.run.stage import open_stage
 from lore_lib.vertical import stream
 
@@ -29,6 +34,11 @@ def lore(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["run", "--only", "03_stf"], 2, "did you mean '03_sft'?"),
         (["run", "--run", "../up"], 2, "not a folder name"),
         (["run", "--bogus"], 2, "No such option"),
+        (["run", "--run", "x" * 300], 2, "underscore, at most 100"),
+        (["run", "--profile", "smoke", "--vertical", "aparel_home"], 1, "did you mean 'apparel_home'"),
+        (["run", "--set", "service.store=redis://:word@host"], 2, "holds a password"),
+        (["run", "--set", "rair.judge_url=http://me:word@host/v1"], 2, "no password"),
+        (["serve", "--set", "features.template=en"], 2, "was settled when the run was made"),
         (["report", "--run", "none"], 1, "no run 'none'"),
         (["diagnose", "none"], 1, "no run 'none'"),
         (["generate", "--items", "18", "--out", "x", "--label-noise", "1.5"], 2, "less than or equal to 1"),
@@ -44,11 +54,73 @@ def test_a_mistake_is_explained_without_a_traceback(
     assert not kit.outputs.exists()
 
 
+def test_a_folder_that_is_a_file_is_named(kit: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    taken = tmp_path / "taken"
+    taken.write_text("no folder")
+    monkeypatch.setenv("LORE_OUTPUTS", str(taken))
+    kit.notebook("00_start_here")
+    result = lore("run", "--profile", "smoke", "--only", "0")
+    assert result.returncode == 1
+    assert f"cannot write {taken}" in result.stderr
+    assert "a file stands where a folder should be" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "says"),
+    [
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/x"),
+            1,
+            "lore: /x: Permission denied",
+        ),
+        (ModuleNotFoundError("No module named 'uvicorn'", name="uvicorn"), 1, "package uvicorn is missing"),
+        (ConfigError("帽子\x1b[2J\nis no setting"), 2, "lore: \\u5e3d\\u5b50\\x1b[2J\nis no setting\n"),
+    ],
+)
+def test_an_error_ends_in_one_line_that_any_terminal_can_show(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, status: int, says: str
+) -> None:
+    def fail(**options: object) -> None:
+        raise error
+
+    told = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(cli, "commands", fail)
+    monkeypatch.setattr(signal, "signal", lambda *handler: None)
+    monkeypatch.setattr(sys, "stderr", told)
+    with pytest.raises(SystemExit) as caught:
+        app()
+    told.flush()
+    assert caught.value.code == status
+    assert says in told.buffer.getvalue().decode()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("a socket of nobody"), ModuleNotFoundError("lore_lib.utils", name="lore_lib.utils")]
+)
+def test_a_mistake_of_our_own_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(**options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "commands", fail)
+    monkeypatch.setattr(signal, "signal", lambda *handler: None)
+    with pytest.raises(type(error)):
+        app()
+
+
+def test_windows_is_told_of_wsl(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(SystemExit, match="WSL"):
+        app()
+
+
 def test_help_is_quick_to_read_and_names_every_command() -> None:
     result = lore("--help")
     assert result.returncode == 0
     for command in ("run", "report", "doctor", "generate", "kernel"):
         assert command in result.stdout
+    assert "Exit status: 0 done" in result.stdout
+    assert CliRunner().invoke(commands, ["--version"]).stdout == f"lore {__version__}\n"
 
 
 def test_diagnose_names_signs_with_their_evidence_and_a_remedy(kit: Any) -> None:

@@ -10,8 +10,8 @@ import yaml
 from lore_lib.artifacts import project_root
 from lore_lib.errors import DataError
 from lore_lib.vertical import definition
+from lore_lib.vertical.checking import check
 from lore_lib.vertical.definition import Vertical, load_vertical, read_vertical
-from lore_lib.vertical.source import check
 
 BUNDLED = "data/verticals/apparel_home/vertical.yaml"
 

@@ -1,6 +1,7 @@
 """Sampling: batches with a shared prefix give what one prompt alone would give, reproducibly and in order."""
 
 import copy
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from lore_lib.sampling.engine import (
     load_tokenizer,
     read_tokens,
     run_sample_job,
+    run_sample_jobs,
     sample_job,
     sample_pairs,
 )
@@ -217,8 +219,9 @@ def test_a_long_job_that_is_killed_keeps_its_parts_and_draws_the_same(
 ) -> None:
     pairs = pd.DataFrame({"pair_id": list("abcde"), "query_id": "q", "prompt": PROMPTS[0]})
     prompts = write_parquet(pairs, tmp_path / "prompts.parquet")
-    job = SampleJob("base", str(tiny_model), prompts, tmp_path / "whole.parquet", DRAWN)
-    monkeypatch.setattr("lore_lib.sampling.engine.PART_PAIRS", 2)
+    two_pairs = replace(DRAWN, batch_completions=8)
+    job = SampleJob("base", str(tiny_model), prompts, tmp_path / "whole.parquet", two_pairs)
+    monkeypatch.setattr("lore_lib.sampling.engine.PART_BATCHES", 1)
     whole = read_parquet(run_sample_job(job))
     assert whole.pair_id.tolist() == [name for name in "abcde" for _ in range(4)]
     assert len(set(whole.completion[:8])) > 4, "parts draw from streams of their own"
@@ -238,6 +241,54 @@ def test_a_long_job_that_is_killed_keeps_its_parts_and_draws_the_same(
     assert sorted(path.name for path in tmp_path.glob("*.parquet")) == [
         "killed.parquet", "prompts.parquet", "whole.parquet",
     ]  # fmt: skip
+
+
+def test_the_samples_do_not_depend_on_which_worker_draws_which_part_when(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [f"p{i}" for i in range(40)]
+    pairs = pd.DataFrame({"pair_id": ids, "query_id": "q", "prompt": [PROMPTS[i % 5] for i in range(40)]})
+    prompts = write_parquet(pairs, tmp_path / "prompts.parquet")
+    how = Sampling(n=2, max_completion_tokens=6, batch_completions=2, seed=5)
+    jobs = [
+        SampleJob(name, str(tiny_model), prompts, tmp_path / f"{name}.parquet", how) for name in ("a", "b")
+    ]
+    drawn: list[Any] = []
+
+    def last_first(work: Any, pieces: list[Any], *_: object) -> None:
+        drawn.extend(pickle.loads(pickle.dumps(piece)) for piece in pieces[::-1])
+        for piece in drawn:
+            work(piece)
+
+    monkeypatch.setattr("lore_lib.sampling.engine.run_parallel", last_first)
+    shared = [read_parquet(path) for path in run_sample_jobs(jobs, workers=3)]
+    assert [(job.system, first) for job, first in drawn] == [(name, i) for name in "ba" for i in (32, 16, 0)]
+    alone = read_parquet(run_sample_job(replace(jobs[0], out=tmp_path / "alone.parquet")))
+    assert alone.pair_id.tolist() == [name for name in ids for _ in range(2)]
+    pd.testing.assert_frame_equal(shared[0], alone)
+    pd.testing.assert_frame_equal(shared[1], alone.assign(system="b"))
+    assert sorted(path.stem for path in tmp_path.glob("*.parquet")) == ["a", "alone", "b", "prompts"]
+
+
+def test_an_engine_that_batches_for_itself_does_a_whole_job_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = pd.DataFrame({"pair_id": ["a", "b"], "query_id": "q", "prompt": PROMPTS[:2]})
+    prompts = write_parquet(pairs, tmp_path / "prompts.parquet")
+    small = Sampling(n=2, batch_completions=2)
+    jobs = [
+        SampleJob(engine, "m", prompts, tmp_path / f"{engine}.parquet", small, engine=engine)
+        for engine in ("hf", "vllm", "openai")
+    ]
+    asked: list[tuple[str, int | None]] = []
+    monkeypatch.setattr("lore_lib.sampling.engine.PART_BATCHES", 1)
+    monkeypatch.setattr(
+        "lore_lib.sampling.engine.run_parallel",
+        lambda work, pieces, *_: asked.extend((job.engine, first) for job, first in pieces),
+    )
+    monkeypatch.setattr("lore_lib.sampling.engine.run_sample_job", lambda job: job.out)
+    assert run_sample_jobs(jobs, 3) == [job.out for job in jobs]
+    assert asked == [("hf", 0), ("hf", 1), ("vllm", None), ("openai", None)]
 
 
 def test_a_finished_job_is_not_done_again(tiny_model: Path, tmp_path: Path) -> None:

@@ -240,11 +240,12 @@ def test_a_passing_trouble_is_waited_out_and_a_lasting_one_leaves_nothing_half(
 def test_a_server_that_dies_between_two_parts_loses_none(
     server: Server, ending: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engines, "PART_PAIRS", 2)
+    monkeypatch.setattr(engines, "PART_BATCHES", 1)
     pairs = pd.DataFrame({"pair_id": list("abc"), "query_id": "q", "prompt": PROMPTS})
     prompts = write_parquet(pairs, tmp_path / "prompts.parquet")
+    two_pairs = replace(GREEDY, batch_completions=2 * GREEDY.n)
     job = SampleJob(
-        "tuned", str(ending), prompts, tmp_path / "out.parquet", GREEDY, engine="openai", url=server.url
+        "tuned", str(ending), prompts, tmp_path / "out.parquet", two_pairs, engine="openai", url=server.url
     )
     server.trouble = lambda number, body: (400 if number >= 4 else 200, "gone")
     with pytest.raises(EngineError, match="2 x refused"):

@@ -21,6 +21,7 @@ from lore_lib.training.evidence import (
     SUBSETS,
     arms_that_teach,
     beside_teachers,
+    kept_scores,
     student_table,
     subset_of,
     teach_students,
@@ -157,6 +158,17 @@ def test_students_are_tuned_sampled_and_scored_on_every_subset(
     assert not list(tmp_path.rglob("*.safetensors"))
     again = teach_students(config, arms, few, judged, makers, tmp_path)[0]
     pd.testing.assert_frame_equal(again, samples)
+    told = judged.assign(label="L9").set_index("pair_id")
+    naive = samples[(samples.system == "naive") & (samples["sample"] == 0)].set_index("pair_id")
+    told.loc[told.index[:3], "label"] = naive[
+        "label"
+    ]  # the first three are right in one sample of two, or both
+    scores = kept_scores(tmp_path, ["naive", "without vision"], config.cot.ablation_seeds, told.reset_index())
+    assert list(scores) == ["naive"]
+    assert scores["naive"]["pair_id"].tolist() == judged["pair_id"].tolist()
+    assert (scores["naive"]["right"] > 0).tolist() == [True] * 3 + [False] * (len(judged) - 3)
+    with pytest.raises(DataError, match=r"naive: 1 pairs without gold label, first"):
+        kept_scores(tmp_path, ["naive"], config.cot.ablation_seeds, judged.iloc[1:])
     with pytest.raises(DataError, match="no dev pairs"):
         teach_students(config, arms, few, judged.head(0), makers, tmp_path)
     drawn = read_parquet(tmp_path / "progressive-0" / "dev.parquet")
@@ -190,6 +202,13 @@ def test_scores_are_means_over_pairs_and_seeds() -> None:
     shown = beside_teachers(table, samples, pd.DataFrame({"all": {"s": 0.7}}))
     assert shown.loc["s", ("the teacher alone", "all")] == 0.7
     assert list(dict.fromkeys(shown.columns.get_level_values(0))) == [
-        "pass@1", "pass@2", "parse rate", "the teacher alone",
+        "pass@1", "pass@2", "parse rate", "lowest pass@1", "highest pass@1", "the teacher alone",
     ]  # fmt: skip
+    assert shown.loc["s", ("highest pass@1", "all")] == 6 / 8
+    alone = samples[samples.seed == 0]
+    once = student_table(alone, gold, 2, np.random.default_rng(0), 50)
+    assert "lowest pass@1" not in beside_teachers(once, alone, pd.DataFrame({"all": {"s": 0.7}}))
     assert [name for metric, name in shown.columns if metric == "pass@1"] == list(SUBSETS)
+    first = student_table(samples[samples["sample"] == 0], gold, 1, np.random.default_rng(0), 50)
+    assert first.metric.unique().tolist() == ["pass@1"], "one try is scored once"
+    assert first.groupby("subset").size().max() == 1

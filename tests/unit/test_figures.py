@@ -54,9 +54,6 @@ EFFECTS = pd.DataFrame(
         for metric, chance in (("pass@1", 0.25), ("vote", float("nan")), ("pass@8", 0.9))
     ]
 )
-CURVES = pd.DataFrame(
-    [{"system": name, "k": k, **interval(1 - 0.7**k)} for name in SYSTEMS for k in (1, 2, 4, 8)]
-)
 DIFFICULTY = pd.DataFrame(
     [{"system": n, "stratum": s, "pairs": 10 + i} for n in SYSTEMS for i, s in enumerate(STRATA)]
 )
@@ -120,6 +117,13 @@ LABELS = pd.DataFrame(
     [{"group": g, "label": name, "pairs": 100} for g in ("train", "test") for name in ("L1", "L3", "L4")]
 )
 TIMES = {"all LLM": np.geomspace(50, 5000, 200), "all student": np.geomspace(1, 9, 200)}
+DROPS = pd.DataFrame(
+    [
+        {"removed": removed, "group": group, "n": 29 + 10 * at, **interval(0.2 * (at == row) - 0.02)}
+        for row, removed in enumerate(("knowledge", "vision", "rules"))
+        for at, group in enumerate(("knowledge", "visual", "boundary", "plain"))
+    ]
+).rename(columns={"value": "drop"})
 CONFUSION = np.array([[8, 1, 0, 0, 1], [2, 7, 1, 0, 0], [0, 0, 0, 0, 0], [0, 0, 3, 7, 0]])
 
 DRAWN: dict[str, Callable[[], Figure]] = {
@@ -128,13 +132,13 @@ DRAWN: dict[str, Callable[[], Figure]] = {
     "ladder_figure": lambda: figures.ladder_figure(
         LADDER, TITLE, {"uniform guessing": 0.25, "majority label": 0.3}
     ),
-    "pass_at_k_curve": lambda: figures.pass_at_k_curve(CURVES, TITLE),
     "strata_bars": lambda: figures.strata_bars(DIFFICULTY, TITLE),
     "subset_bars": lambda: figures.subset_bars(SUBSETS, TITLE, "macro-F1"),
     "training_curves": lambda: figures.training_curves(training_rows(3), TITLE),
     "loss_curves": lambda: figures.loss_curves(LOSSES, TITLE),
     "funnel_bars": lambda: figures.funnel_bars(FUNNEL, TITLE),
     "confusion_heatmap": lambda: figures.confusion_heatmap(CONFUSION, TITLE),
+    "drop_heatmap": lambda: figures.drop_heatmap(DROPS, TITLE),
     "latency_cdf": lambda: figures.latency_cdf(TIMES, TITLE),
     "tradeoff_figure": lambda: figures.tradeoff_figure(POLICIES, TITLE, "macro-F1", 1000),
     "sensitivity_figure": lambda: figures.sensitivity_figure(KNOBS, TITLE),
@@ -218,12 +222,13 @@ def test_effects_show_values_intervals_and_chance() -> None:
 
 
 def test_the_ladder_shows_values_pairs_and_what_needs_no_model() -> None:
-    (axes,) = figures.ladder_figure(LADDER, TITLE, {"majority label": 0.3}).axes
+    figure = figures.ladder_figure(LADDER, TITLE, {"majority label": 0.3})
+    (axes,) = figure.axes
     assert [list(bars.lines[0].get_xdata()) for bars in axes.containers] == [
         pytest.approx([0.3, 0.4, 0.5])
     ] * 2
     assert [label.get_text() for label in axes.get_yticklabels()] == list(dict.fromkeys(LADDER.system))
-    legend = [text.get_text() for text in axes.get_legend().get_texts()]
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert set(legend) == {"all pairs (n=240)", "visual pairs (n=40)", "majority label (0.30)"}
 
 
@@ -262,6 +267,17 @@ def test_delays_are_labelled_in_units_of_time() -> None:
     assert axes.xaxis.get_major_formatter()(0.001) == "1 ms"
 
 
+def test_bars_over_several_trainings_show_the_lowest_and_the_highest() -> None:
+    spread = SUBSETS.assign(seeds=3, lowest=SUBSETS["value"] - 0.05, highest=SUBSETS["value"] + 0.04)
+    (axes,) = figures.subset_bars(spread, TITLE, "pass@1").axes
+    rings = [line for line in axes.get_lines() if line.get_marker() == "o"]
+    drawn = sorted(height for line in rings for height in line.get_ydata())
+    assert drawn == pytest.approx(sorted([*spread["lowest"], *spread["highest"]]))
+    assert "mean of 3 trainings" in axes.get_ylabel()
+    (axes,) = figures.subset_bars(spread.assign(seeds=1), TITLE, "pass@1").axes
+    assert not [line for line in axes.get_lines() if line.get_marker() == "o"]
+
+
 def test_rows_are_not_changed() -> None:
     before = SUBSETS.copy(deep=True)
     figures.subset_bars(SUBSETS, TITLE, "acc@4")
@@ -282,3 +298,12 @@ def test_bars_of_no_rows_say_so() -> None:
     empty = pd.DataFrame(columns=["subset", "system", "value", "low", "high"])
     figure = figures.subset_bars(empty, "Slang", "share")
     assert [text.get_text() for text in figure.axes[0].texts] == ["nothing to compare in these data"]
+
+
+def test_a_dollar_in_a_name_is_no_formula() -> None:
+    odd = r"a $b_$ \frac"
+    figure = figures.label_counts(LABELS.assign(group=odd), "costs $5_$")
+    png = io.BytesIO()
+    figure.savefig(png, format="png", bbox_inches="tight")
+    assert png.getvalue().startswith(b"\x89PNG")
+    assert any(label.get_text().startswith(odd) for label in figure.axes[0].get_yticklabels())

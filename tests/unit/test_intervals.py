@@ -3,12 +3,14 @@
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.stats import bootstrap
 
 from lore_lib.errors import DataError
 from lore_lib.sampling.intervals import (
     cluster_bootstrap,
+    cluster_intervals,
     cluster_totals,
     paired_difference,
     resample_totals,
@@ -101,3 +103,16 @@ def test_fifty_thousand_rows_take_a_moment() -> None:
     started = time.perf_counter()
     cluster_bootstrap(rng.random(50_000), rng.integers(0, 5_000, 50_000), 1000, rng)
     assert time.perf_counter() - started < 5
+
+
+def test_groups_have_their_means_and_the_intervals_of_a_bootstrap_over_their_own_queries() -> None:
+    rows = pd.DataFrame(
+        {"query_id": list("aabbcc"), "arm": list("xyxyxy"), "kind": "k", "right": [1, 0, 1, 1, 0, 1]}
+    )
+    table = cluster_intervals(rows, "right", ["arm", "kind"], 200, np.random.default_rng(3))
+    assert table[["arm", "kind", "n"]].values.tolist() == [["x", "k", 3], ["y", "k", 3]]
+    assert table["value"].tolist() == pytest.approx([2 / 3, 2 / 3])
+    rng = np.random.default_rng(3)
+    for row in table.itertuples():
+        part = rows[rows.arm == row.arm]
+        assert (row.low, row.high) == cluster_bootstrap(part.right, part.query_id, 200, rng)

@@ -13,6 +13,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
 from safetensors.torch import load_file
 
 from lore_lib.artifacts import write_parquet
@@ -21,6 +23,8 @@ from lore_lib.errors import ConfigError, EngineError
 from lore_lib.training.grpo_job import grpo_job
 from lore_lib.training.launch import launch_command, read_job, train_all, write_job
 from lore_lib.training.sft import FINISHED, SftJob, train_sft, training_history
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -63,6 +67,16 @@ def test_the_command_names_the_file_and_the_nearest_where_there_is_none(tmp_path
     assert command[-3:] == ["-m", "lore_lib.training.launch", str(tmp_path / "job.json")]
     with pytest.raises(ConfigError, match=r"runtime\.accelerate='zero33'.*did you mean 'zero3'"):
         launch_command(tmp_path / "job.json", RuntimeConfig(processes=2, accelerate="zero33"))
+
+
+@pytest.mark.parametrize("file", sorted(ROOT.glob("configs/accelerate/*.yaml")), ids=lambda file: file.stem)
+def test_accelerate_knows_every_setting_of_our_files(file: Path) -> None:
+    """Where the hardware is not at hand, this is how far a file can be checked."""
+    config = load_config_from_file(str(file))  # refuses names that it does not know
+    known = vars(launch_command_parser().parse_args(["script.py"]))
+    for kind in ("fsdp", "deepspeed"):
+        assert set(getattr(config, f"{kind}_config")) <= set(known)
+    assert config.num_processes > 1
 
 
 def test_a_training_killed_at_any_moment_goes_on_to_the_same_weights(job: SftJob, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from lore_lib.errors import DataError
 from lore_lib.sampling.pass_at_k import (
+    effects_table,
     expected_chance_pass_at_k,
     majority_vote,
     parse_failures,
@@ -156,3 +157,20 @@ def test_parse_failures_are_counted_by_kind() -> None:
         {"system": "t", "parse_kind": "no_label", "count": 2, "share": 1.0},
     ]
     assert parse_failures(samples_of({"a": ["L4"]})).empty
+
+
+def test_the_table_of_effects_has_a_row_per_system_and_metric_with_its_chance() -> None:
+    right = {"a": ["L4", "L4"], "b": ["L2", "L3"], "c": ["L3", "L1"]}
+    wrong = {"a": ["L1", ""], "b": ["L1", "L1"], "c": ["L4", "L4"]}
+    samples = pd.concat([samples_of(right).assign(system="good"), samples_of(wrong).assign(system="bad")])
+    table = effects_table(samples, GOLD, 2, 50, np.random.default_rng(0)).set_index(["system", "metric"])
+    assert table.value.to_dict() == {
+        ("good", "pass@1"): 2 / 3, ("good", "vote"): 1.0, ("good", "pass@2"): 1.0,
+        ("bad", "pass@1"): 0.0, ("bad", "vote"): 0.0, ("bad", "pass@2"): 0.0,
+    }  # fmt: skip
+    assert table.chance["good"].round(4).tolist()[::2] == [0.25, 0.4375]
+    assert (table.low <= table.value).all()
+    assert (table.value <= table.high).all()
+    assert table.loc["bad"].parse_rate.tolist() == pytest.approx([5 / 6] * 3)
+    once = effects_table(samples[samples["sample"] == 0], GOLD, 1, 50, np.random.default_rng(0))
+    assert once.metric.tolist() == ["pass@1", "vote"] * 2, "one try is scored once"

@@ -186,6 +186,30 @@ def test_every_problem_of_every_file_is_listed_in_one_pass(tmp_path: Path) -> No
         assert says in text
 
 
+def test_a_mismatch_is_a_dimension_and_stands_beside_l2_alone(tmp_path: Path) -> None:
+    own = mapped(pairs={"mismatch": "why"})
+    own["pairs"]["labels"] = {"good": "L4", "bad": "L2", 3: "L3"}
+    ratings = "id,sku,grade,why\nq1,1,good,\nq1,2,bad,color\nq2,2,{},{}\n"
+    assert read(write(tmp_path, ratings=ratings.format("3", "")), own)["pairs"].mismatch.tolist() == [
+        "",
+        "color",
+        "",
+    ]
+    for grade, why, says in (
+        ("bad", "colour", "ratings.csv:4: field 'why' is 'colour'; did you mean 'color'?"),
+        ("3", "color", "ratings.csv:4: field 'why' is 'color' beside L3; only an L2 names what failed"),
+    ):
+        assert says in problems_of(write(tmp_path, ratings=ratings.format(grade, why)), own)
+
+
+def test_ids_that_join_to_the_same_text_are_different_pairs(tmp_path: Path) -> None:
+    products = "sku,name,usd,brand,color\nb-c,lamp,1,,\nc,mug,1,,\n"
+    folder = write(tmp_path, products, "id,text\na,lamp\na-b,cup\n", "id,sku,grade\na,b-c,good\na-b,c,bad\n")
+    pairs = read(folder)["pairs"]
+    assert pairs[["query_id", "item_id", "label"]].values.tolist() == [["a", "b-c", "L4"], ["a-b", "c", "L1"]]
+    assert pairs.pair_id.is_unique
+
+
 def test_a_flood_of_one_problem_does_not_hide_the_others(tmp_path: Path) -> None:
     rows = "".join(f"{number},x,free,,\n" for number in range(3, 1003))
     text = problems_of(write(tmp_path, PRODUCTS + rows, ratings=RATINGS + "q1,1,what\n"))
@@ -210,6 +234,7 @@ def test_mixed_encodings_are_found_in_their_fields(tmp_path: Path) -> None:
         (PRODUCTS.encode("utf-16-le"), "is no text in UTF-8, or in UTF-16 with a byte order mark"),
         (PRODUCTS.encode("utf-32"), "is no text in UTF-8, or in UTF-16 with a byte order mark"),
         (b"\x89PNG\r\n\x1a\n\0\0", "is no text in UTF-8"),
+        (b"PK\x03\x04\0\0", "is a workbook or an archive, whatever its name; export each sheet as CSV"),
         (PRODUCTS.encode("utf-16") + b"\xd8", "damaged after row"),
         (b"", "the table is empty"),
         (b"sku,name,usd,brand,color\n", "the table is empty"),
@@ -323,7 +348,8 @@ def test_one_id_with_two_texts_is_refused(tmp_path: Path) -> None:
     [
         (mapped(items={"file": "gone.csv"}), "gone.csv: no such file in"),
         (mapped(items={"file": "productz.csv"}), "did you mean 'products.csv'?"),
-        (mapped(items={"file": "products.xls"}), "suffix '.xls' is unknown; use one of .csv"),
+        (mapped(items={"file": "products.xls"}), "suffix '.xls' is unknown; export each sheet as CSV"),
+        (mapped(items={"file": "products.doc"}), "suffix '.doc' is unknown; use one of .csv"),
         (mapped(items={"price": "used"}), "products.csv: no column 'used'; did you mean 'usd'?"),
     ],
 )

@@ -52,7 +52,9 @@ SMALL = Recipe(general=20, hard=12, visual=6, pool_queries=40, pool_pairs=4)
 @pytest.fixture(scope="module")
 def small(vertical: Vertical, world_tables: Tables, captions: "pd.Series[Any]") -> Benchmark:
     """A benchmark of the small world's test pairs."""
-    return build("own/apparel_home", world_tables, vertical, captions, own_recipe(48), "0")
+    return build(
+        "own/apparel_home", world_tables, vertical, captions, own_recipe(candidates(world_tables)), "0"
+    )
 
 
 # --- RAIR-mini

@@ -332,6 +332,8 @@ def test_tables_for_reading() -> None:
     assert cells.columns.tolist() == list(METRICS)
     value, low, high = table.iloc[0][["value", "low", "high"]]
     assert cells.loc["mine", "acc@4"] == f"{value:.3f} [{low:.3f}, {high:.3f}]"
+    bare = readable(table[table.subset == "all"].assign(system="mine", low=np.nan, high=np.nan))
+    assert bare.loc["mine", "acc@4"] == f"{value:.3f}"
     slices = evaluate_slices(judged, ["subset", "intent"], 20, np.random.default_rng(0))
     assert slices[["by", "slice"]].drop_duplicates().values.tolist() == [
         ["subset", "general"],

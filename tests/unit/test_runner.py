@@ -1,5 +1,6 @@
 """The runner, over tiny throw-away notebooks. Tests that start a kernel are marked `notebook`."""
 
+import errno
 import multiprocessing
 import os
 import subprocess
@@ -13,7 +14,8 @@ import psutil
 import pytest
 
 from lore_lib.artifacts import MANIFEST
-from lore_lib.errors import ArtifactError, ConfigError, EngineError
+from lore_lib.errors import ArtifactError, ConfigError, DataError, EngineError
+from lore_lib.run import execute
 from lore_lib.run.runner import (
     Progress,
     _sole_runner,
@@ -65,6 +67,15 @@ def test_a_parameter_the_notebook_lacks_is_an_error_before_anything_runs(kit: An
         check_parameters(path)
     with pytest.raises(ArtifactError, match="no notebook"):
         run_stages(**SMOKE, only=("8",))
+
+
+def test_a_vertical_with_problems_is_told_before_a_folder_is_claimed(kit: Any) -> None:
+    kit.notebook("00_start_here")
+    file = kit.root / "data" / "verticals" / "apparel_home" / "vertical.yaml"
+    file.write_text(file.read_text().replace("kind: taxonomy", "kind: taxonomi"))
+    with pytest.raises(DataError, match="did you mean 'taxonomy'"):
+        run_stages(**SMOKE, only=("0",))
+    assert not kit.outputs.exists()
 
 
 def test_an_earlier_stage_that_is_missing_is_named_before_anything_runs(kit: Any) -> None:
@@ -139,6 +150,20 @@ def test_a_failing_cell_names_stage_cell_error_copy_and_command(kit: Any) -> Non
     assert not (copy.parent / MANIFEST).exists()
 
 
+def test_a_full_disk_under_a_notebook_is_told(
+    kit: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def full(*args: Any, **options: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(execute, "execute_notebook", full)
+    here, there = multiprocessing.Pipe(duplex=False)
+    with here, there:
+        failed = execute._run(kit.notebook("00_start_here"), tmp_path / "copy.ipynb", {}, there)
+    assert failed is not None
+    assert "No space left on device; is the disk full?" in failed.message
+
+
 @pytest.mark.notebook
 def test_a_killed_kernel_is_explained(kit: Any) -> None:
     kit.notebook("00_start_here", "import os\nos.kill(os.getpid(), 9)", "never = 1")
@@ -208,6 +233,7 @@ def test_ctrl_c_ends_the_notebook_and_leaves_no_manifest(kit: Any) -> None:
         process.terminate()
         said, _ = process.communicate(timeout=30)
     assert process.returncode == 130
+    assert "stopped; the same command goes on from here" in said
     assert "Traceback" not in said
     wait_for(lambda: not any(alive(member) for member in family))
     assert not (folder / MANIFEST).exists()

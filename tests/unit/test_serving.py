@@ -22,7 +22,7 @@ from lore_lib.serving.queues import erlang_c_wait
 from lore_lib.serving.router import ASK_CACHE, ASK_LLM, CACHE, LLM, POLICIES, ROUTES, STUDENT, route
 from lore_lib.serving.simulate import Pace, Server, pace, simulate
 from lore_lib.serving.strata import HEAD, STRATA, TAIL, TORSO, CountMin, DecayedCounts, stratify
-from lore_lib.serving.study import Study
+from lore_lib.serving.study import Study, overview
 from lore_lib.serving.sweep import changed, over_seeds
 from lore_lib.serving.tally import Served, Tally, contributions
 from lore_lib.serving.traffic import Chunk, ZipfMandelbrot, request_stream
@@ -556,8 +556,14 @@ def test_a_study_looks_at_one_plan(study: Study, judged: pd.DataFrame) -> None:
     assert rows["stratum"].tolist() == ["tail", "all"]
     assert tally.requests == pytest.approx(1500, rel=0.2)
     table = study.table({"stratified": tally}, 20, RNG(0))
-    names = [metric["name"] for metric in study.metrics(table)]
-    assert "macro-F1 | stratified" in names
+    sizes = {metric["name"]: metric["n"] for metric in study.metrics(table)}
+    assert sizes["macro-F1 | stratified"] == len(judged)  # doubles are no more evidence
+    assert sizes["p95 latency (ms) | stratified"] == tally.requests
+    first = overview(table.set_index("stratum"))
+    assert first.columns.tolist() == ["tail", "all"]
+    end = table.iloc[-1]
+    assert first.at["macro-F1", "all"].startswith(f"{end['macro_f1']:.3f} [{end['macro_f1_low']:.3f}, ")
+    assert first.at["LLM load", "all"] == f"{end['llm_load']:.2f}"
     gains = study.gains(run(study.population)[0], judged["label"], 20, RNG(0))
     assert gains.query("part == 'all' and metric == 'acc@2'")["value"].item() < 0  # gold is hard to beat
     with pytest.raises(DataError, match="one population"):

@@ -1,5 +1,9 @@
 """Supervised tuning at tiny size: loss on the completion, no row cut, finished arms kept, kills resumed."""
 
+import os
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -255,19 +259,27 @@ def test_a_loss_that_is_no_number_stops_before_it_reaches_the_weights(job: SftJo
     assert not (job.out / sft.FINISHED).exists()
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
+    ids=["gpu", "cpu"],
+)
 def test_too_little_memory_names_the_two_settings_in_order(
-    job: SftJob, monkeypatch: pytest.MonkeyPatch
+    job: SftJob, error: RuntimeError, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object, **__: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
     monkeypatch.setattr(SFTTrainer, "training_step", full)
     with pytest.raises(EngineError, match=r"4 pairs .* sft\.pairs_at_once \(to 2\), then features\.budget"):
         train_sft(job)
 
 
-def test_the_checkpoints_of_another_job_are_not_gone_on_from(
-    job: SftJob, monkeypatch: pytest.MonkeyPatch
+def test_the_checkpoints_of_another_job_or_model_are_not_gone_on_from(
+    job: SftJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps, step = count(1), SFTTrainer.training_step
 
@@ -282,6 +294,9 @@ def test_the_checkpoints_of_another_job_are_not_gone_on_from(
             train_sft(job)
     with pytest.raises(ArtifactError, match=r"another training: learning_rate 0\.01 \(now 0\.02\), seed 17 "):
         train_sft(replace(job, learning_rate=0.02, seed=18))
+    other = shutil.copytree(job.base, tmp_path / "other")
+    with pytest.raises(ArtifactError, match=r"another training: base '.*' \(now '.*other'\)"):
+        train_sft(replace(job, base=str(other)))
 
 
 def test_a_tokenizer_without_pad_token_still_teaches_the_end(job: SftJob, tmp_path: Path) -> None:
@@ -328,3 +343,10 @@ def test_the_installed_trl_takes_our_settings(job: SftJob) -> None:
     assert (config.save_steps, config.save_total_limit) == (2, 1)
     assert config.use_cpu is (resolve_device("auto") == "cpu")
     assert config.bf16 is torch.cuda.is_available()
+
+
+def test_no_trainer_pings_home() -> None:
+    """In a fresh process without our settings: the hub reads its switch once, when it is imported."""
+    code = "import lore_lib, huggingface_hub.constants as c; raise SystemExit(not c.HF_HUB_DISABLE_TELEMETRY)"
+    clean = {name: value for name, value in os.environ.items() if "TELEMETRY" not in name}
+    assert subprocess.run([sys.executable, "-c", code], env=clean, check=False).returncode == 0

@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from lore_lib.errors import DataError
 from lore_lib.vertical import source
-from lore_lib.vertical.source import Contradictions, Diagnostic, Problem, check, load, read_source
+from lore_lib.vertical.checking import check, load
+from lore_lib.vertical.source import Contradictions, Diagnostic, Problem, read_source
 
 
 class Strict(BaseModel):

@@ -152,6 +152,14 @@ def test_a_run_folder_holds_one_profile_vertical_and_seed(kit: Any) -> None:
     open_stage("01_features", "smoke", run="r", overrides={"world.train_queries": 20})
 
 
+@pytest.mark.parametrize("text", ['{"prof', "[1]", ""])
+def test_a_run_folder_that_does_not_say_what_it_is_of_is_refused(kit: Any, text: str) -> None:
+    open_stage("01_features", "smoke", run="r")
+    (kit.outputs / "r" / "run.json").write_text(text)
+    with pytest.raises(ArtifactError, match=r"run\.json"):
+        open_stage("01_features", "smoke", run="r")
+
+
 def test_require_gives_the_folder_of_a_whole_stage(kit: Any) -> None:
     first = open_stage("01_features", "smoke")
     keep_promises(first)

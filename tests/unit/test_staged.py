@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from lore_lib.completion import parse, parse_label_first
 from lore_lib.config import load_config
 from lore_lib.cot.answer import ANSWER_FAILURES, load_prompts, quotes, read_prompts, uncovered
-from lore_lib.cot.arms import open_chat_model, open_synthesis
+from lore_lib.cot.arms import open_chat_model, open_synthesis, write_arms
 from lore_lib.cot.chat import Arrived, Draw, HfChat, Reply, Request, VllmChat, ignore
 from lore_lib.cot.endpoint import OpenAIChat
 from lore_lib.cot.knowledge import KnowledgeIndex
@@ -446,7 +446,7 @@ def test_a_local_model_teaches_through_the_same_interface(vertical: Vertical, ti
 def test_a_missing_vllm_is_told_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(EngineError, match=r"cot.teacher=vllm.*lore-kit\[vllm\]"):
-        VllmChat("any", Draw())
+        VllmChat("any", Draw()).complete([Request(({"role": "user", "content": "hello"},), {})])
 
 
 @pytest.mark.vllm
@@ -456,6 +456,28 @@ def test_an_offline_vllm_engine_teaches_through_the_same_interface(vertical: Ver
     (trace,) = teacher.teach([task(title="dress")])
     assert trace.failure in ("", *REASONS)
     assert trace.failure not in ("not_json", "wrong_schema")  # it is held to the schema
+
+
+def test_what_an_arm_costs_is_told_beside_what_it_keeps(
+    vertical: Vertical, world_tables: dict[str, pd.DataFrame], prompts: pd.DataFrame, tmp_path: Path
+) -> None:
+    rows = pair_rows(world_tables, prompts, None).head(6)
+    cache = ReplyCache(tmp_path / "replies.sqlite")
+    arms = {"naive": (), "without vision": ("rules",)}
+    writers: dict[str, Synthesis] = {
+        arm: Synthesis(arm, staged(vertical, "no answer", stages, cache=cache), "drop")
+        for arm, stages in arms.items()
+    }
+    writers["direct"] = Synthesis("direct", None, "drop")
+    priced = load_config(overrides={"cot.teacher_prompt_price": 3.0, "cot.teacher_completion_price": 5.0}).cot
+    written, costs = write_arms(writers, rows, priced)
+    assert costs.calls.to_dict()["naive"] == rows.prompt.nunique()
+    assert costs.loc["direct", ["calls", "cached", "tokens read", "cost"]].tolist() == [0, 0, 0, 0]
+    assert costs.kept.to_dict() == {arm: int(frame.kept.sum()) for arm, frame in written.items()}
+    read, wrote = costs.loc["naive", ["tokens read", "tokens written"]]
+    assert (read, wrote) == (60, 24)
+    assert costs.loc["naive", "cost"] == pytest.approx((60 * 3 + 24 * 5) / 1e6)
+    assert (costs.seconds > 0).all()
 
 
 def test_an_arm_is_made_as_the_config_has_it(

@@ -283,6 +283,11 @@ def test_another_url_is_refused_with_the_ones_there_are(url: str) -> None:
         open_store(url, 60)
 
 
+def test_a_port_that_is_no_number_is_refused() -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        open_store("redis://host:abc/0", 60)
+
+
 def test_the_path_of_a_url_is_relative_or_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run(open_store("sqlite:///here.sqlite", 60).put({}))

@@ -84,6 +84,31 @@ def test_every_fault_of_content_is_listed_in_one_error(world_tables: Tables) -> 
         assert part in said
 
 
+@pytest.mark.parametrize(
+    ("table", "column", "rows", "value", "says"),
+    [
+        ("items", "item_id", [0], None, "items: 1 rows whose item_id is no text, first None"),
+        ("queries", "query_id", [2], "", "queries: 1 rows whose query_id is no text, first ''"),
+        ("pairs", "pair_id", [1], 17, "pairs: 1 rows whose pair_id is no text, first 17"),
+        ("pairs", "mismatch", [0], "colour", "with an unknown mismatch, first 'train-p00000-0' has 'colour'"),
+        ("pairs", "mismatch", [0], None, "with an unknown mismatch, first 'train-p00000-0' has None"),
+    ],
+)
+def test_ids_are_text_and_a_mismatch_is_a_dimension(
+    world_tables: Tables, table: str, column: str, rows: list[int], value: object, says: str
+) -> None:
+    broken = copied(world_tables)
+    broken[table][column] = broken[table][column].astype(object)
+    broken[table].loc[rows, column] = value
+    assert says in problems_of(broken)
+
+
+def test_a_mismatch_stands_beside_l2_alone(world_tables: Tables) -> None:
+    broken = copied(world_tables)
+    broken["pairs"].loc[broken["pairs"].label == "L4", "mismatch"] = "color"
+    assert "with a mismatch and another label than L2" in problems_of(broken)
+
+
 def test_empty_tables_are_refused_but_an_empty_click_log_is_not(world_tables: Tables) -> None:
     assert check_tables(world_tables | {"clicks": world_tables["clicks"].head(0)}, "here")
     said = problems_of({name: table.head(0) for name, table in world_tables.items()})

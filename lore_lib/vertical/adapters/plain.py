@@ -36,7 +36,7 @@ from lore_lib.vertical.adapters.pictures import read_picture
 from lore_lib.vertical.adapters.rows import Problems, ReadReport, Row, read_rows, text_of
 from lore_lib.vertical.contract import SPLITS, Tables
 from lore_lib.vertical.mapping import SKIP, OwnTables, PairColumns, QueryColumns, grade_text
-from lore_lib.vertical.schema import INTENTS, KINDS
+from lore_lib.vertical.schema import DIMENSIONS, INTENTS, KINDS
 
 _NO_PRICE = {"", "-", "n/a", "na", "nan", "none", "null"}
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?")
@@ -144,7 +144,8 @@ class _Reader:
         """Rows of the table pairs; where no queries were read, adds those that the pairs hold."""
         mapped = self._own.pairs.columns
         pairs: list[dict[str, Any]] = []
-        first: dict[str, int] = {}
+        first: dict[tuple[str, str], int] = {}
+        made: set[str] = set()
         keys: dict[str, int] = {}
         skipped = 0
         for row in self._rows(self._own.pairs.file, mapped):
@@ -159,16 +160,20 @@ class _Reader:
             else:
                 query_id = self._reference(row, str(mapped.query_id), queries, "queries")
             item_id = self._reference(row, mapped.item_id, items, "items")
-            pair_id = f"{query_id}-{item_id}"
-            if pair_id in first:
-                text = f"makes the same pair as row {first[pair_id]}; a pair has one label, so drop one"
+            if (query_id, item_id) in first:
+                same = first[query_id, item_id]
+                text = f"makes the same pair as row {same}; a pair has one label, so drop one"
                 self._problems.add(row, mapped.item_id, text)
-            first.setdefault(pair_id, row.number)
+            first.setdefault((query_id, item_id), row.number)
+            pair_id = f"{query_id}-{item_id}"
             if mapped.pair_id:
                 pair_id = self._key(row, mapped.pair_id, keys)
+            elif pair_id in made:  # of other ids, such as "a-b" and "c" after "a" and "b-c"
+                pair_id = f"{pair_id}~{row.number}"
+            made.add(pair_id)
             pair = {"pair_id": pair_id, "query_id": query_id, "item_id": item_id, "label": label}
             if mapped.mismatch:
-                pair["mismatch"] = self._text(row, mapped.mismatch)
+                pair["mismatch"] = self._mismatch(row, mapped.mismatch, label)
             if mapped.kind:
                 pair["kind"] = self._word(row, mapped.kind, KINDS)
             pair["split"] = queries[query_id]["split"] if query_id in queries else ""
@@ -265,6 +270,14 @@ class _Reader:
             text = f"is {value!r:.60}, no known grade; known: {known}; add it to 'labels', or skip it there"
             self._problems.add(row, column, text)
         return label or ""
+
+    def _mismatch(self, row: Row, column: str, label: str) -> str:
+        value = row.values.get(column)
+        dimension = "" if _is_missing(value) else self._word(row, column, tuple(DIMENSIONS))
+        if dimension and label not in ("", "L2"):
+            text = f"is {dimension!r:.60} beside {label}; only an L2 names what failed, so leave it empty"
+            self._problems.add(row, column, text)
+        return dimension
 
     def _cpv(self, row: Row, mapped: str | Mapping[str, str]) -> str:
         if isinstance(mapped, str):

@@ -32,6 +32,11 @@ FIRST = 5  # places that the summary of a report shows for one reason
 LISTED = 100_000  # things left out that a report lists; all are counted
 MAX_FIELD = 64 * 2**20  # characters of one CSV field, which may be a picture in base64
 DELIMITERS = ",\t;|"
+_SHEETS = (".xls", ".xlsx", ".xlsm", ".ods")
+_SHEET_STARTS = (
+    b"PK\x03\x04",
+    b"\xd0\xcf\x11\xe0",
+)  # of a ZIP archive, as newer workbooks are, and of older ones
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _DAMAGE = (OSError, EOFError, zlib.error, UnicodeError, pa.ArrowException)
@@ -229,7 +234,8 @@ def read_rows(
     kind = suffixes[-1] if suffixes else ""
     reader = _READERS.get(kind)
     if reader is None:
-        text = f"suffix {kind!r} is unknown; use one of {', '.join(_READERS)}"
+        fix = "export each sheet as CSV in UTF-8" if kind in _SHEETS else f"use one of {', '.join(_READERS)}"
+        text = f"suffix {kind!r} is unknown; {fix}"
         problems.add_file(name, text)
         return
     if _absent(path, problems):
@@ -312,6 +318,8 @@ class _File(NamedTuple):
         if head.startswith(codecs.BOM_UTF32_LE) or (encoding != "utf-16" and b"\0" in head):
             binary.close()
             text = "is no text in UTF-8, or in UTF-16 with a byte order mark; save it as UTF-8"
+            if head.startswith(_SHEET_STARTS):
+                text = "is a workbook or an archive, whatever its name; export each sheet as CSV in UTF-8"
             self.problems.add_file(self.name, text)
             return None
         errors = "strict" if encoding == "utf-16" else "surrogateescape"
