@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.stats import t as student_t
 
 from lore_lib.config import Config, GrpoConfig
 from lore_lib.parallel import run_parallel
@@ -123,20 +124,51 @@ def way_gains(
         Columns difference, metric, value, low, high (see `sampling.intervals.crossed_bootstrap`), lowest and
         highest (of the seeds), seeds, n (pairs). Ways come first, then what is between them.
     """
-    (policy, *policies), (curriculum, *curricula) = config.policies, config.curricula
-    names, ways = system_names(config), [way.name for way in variants(config)]
-    shape = len(config.curricula), len(config.policies), len(config.seeds), len(start)
+    names, shape = system_names(config), (len(config.curricula), len(config.policies), len(config.seeds), -1)
     rows = []
     for metric, column in measures(k).items():
         scores = [scored[name][column].to_numpy(float) - start[column].to_numpy(float) for name in names]
-        gain = np.stack(scores).reshape(shape)
-        compared = dict(zip(ways, gain.reshape(-1, *shape[2:]), strict=True))
-        for place, clip in enumerate(policies, start=1):
-            compared[f"{policy} - {clip}"] = (gain[:, 0] - gain[:, place]).mean(0)
-        for place, order in enumerate(curricula, start=1):
-            compared[f"{curriculum} - {order}"] = (gain[0] - gain[place]).mean(0)
-        for name, values in compared.items():
+        for name, values in _compared(np.stack(scores).reshape(shape), config).items():
             interval = crossed_bootstrap(values, start.query_id, resamples, rng)
             rows.append((name, metric, *interval, values.mean(1).min(), values.mean(1).max()))
-    columns = ["difference", "metric", "value", "low", "high", "lowest", "highest"]
-    return pd.DataFrame(rows, columns=columns).assign(seeds=len(config.seeds), n=len(start))
+    return pd.DataFrame(rows, columns=_COLUMNS).assign(seeds=len(config.seeds), n=len(start))
+
+
+def look_gains(probes: pd.DataFrame, config: GrpoConfig) -> pd.DataFrame:
+    """The same comparisons on dev pairs, from the first look of a run to its last.
+
+    Args:
+        probes: a row per look of every run, from `training.grpo_rows.run_rows`.
+        config: the ways and their seeds.
+
+    Returns:
+        Columns as of `way_gains`; low and high are those of Student's t over seeds and do not cover the
+        choice of the dev pairs; n is the number of pairs.
+    """
+    looks = probes.sort_values("rollout").groupby(["variant", "seed"])
+    gain = looks.last(numeric_only=True) - looks.first(numeric_only=True)
+    runs = pd.MultiIndex.from_product([[way.name for way in variants(config)], config.seeds])
+    shape = len(config.curricula), len(config.policies), len(config.seeds)
+    called = {"pass_at_1": "pass@1 gain", "pass_at_k": f"pass@{config.probe_completions} gain"}
+    rows = []
+    for column, metric in (called | {"mean_tokens": "tokens gain"}).items():
+        for name, values in _compared(gain[column].reindex(runs).to_numpy().reshape(shape), config).items():
+            spread = pd.Series(values).std() / len(values) ** 0.5  # NaN of one seed
+            mean, half = values.mean(), student_t.ppf(0.975, len(values) - 1) * spread
+            rows.append((name, metric, mean, mean - half, mean + half, values.min(), values.max()))
+    return pd.DataFrame(rows, columns=_COLUMNS).assign(seeds=len(config.seeds), n=config.probe_pairs)
+
+
+_COLUMNS = ["difference", "metric", "value", "low", "high", "lowest", "highest"]
+
+
+def _compared(gain: np.ndarray, config: GrpoConfig) -> dict[str, np.ndarray]:
+    """From gains (curricula, policies, seeds, ...) those of each way, and between ways, seed by seed."""
+    (policy, *policies), (curriculum, *curricula) = config.policies, config.curricula
+    ways = [way.name for way in variants(config)]
+    compared = dict(zip(ways, gain.reshape(-1, *gain.shape[2:]), strict=True))
+    for place, clip in enumerate(policies, start=1):
+        compared[f"{policy} - {clip}"] = (gain[:, 0] - gain[:, place]).mean(0)
+    for place, order in enumerate(curricula, start=1):
+        compared[f"{curriculum} - {order}"] = (gain[0] - gain[place]).mean(0)
+    return compared

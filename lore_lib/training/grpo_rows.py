@@ -86,23 +86,29 @@ def health_rows(history: pd.DataFrame, probes: pd.DataFrame, k: int) -> pd.DataF
 
 
 def variant_rows(history: pd.DataFrame, probes: pd.DataFrame, k: int) -> pd.DataFrame:
-    """What every variant's runs logged, as `viz.figures.training_curves` takes it: a series per variant."""
+    """What every variant's runs logged, as `viz.figures.training_curves` takes it: a series per policy.
+
+    Where there are several curricula each has panels of its own, beside those of the others.
+    """
     logged = {"outcome_reward": "outcome reward", "entropy": "entropy (nats per token)"}
     looks = {"pass_at_1": "pass@1, dev", "pass_at_k": f"pass@{k}, dev", "mean_tokens": "tokens, dev"}
     rows = pd.concat(
         _long(frame, {name: (panel, "") for name, panel in panels.items()})
         for frame, panels in ((history, logged), (probes, looks))
     )
-    return rows.assign(series=rows.variant).reset_index(drop=True)
+    names = rows.variant.str.partition(", ")
+    if names[2].nunique() == 1:
+        return rows.assign(series=rows.variant).reset_index(drop=True)
+    return rows.assign(panel=rows.panel + ": " + names[2], series=names[0]).reset_index(drop=True)
 
 
 def _long(rows: pd.DataFrame, panels: dict[str, tuple[str, str]]) -> pd.DataFrame:
-    """variant, seed, rollout, panel, series, value; updates of one rollout are averaged."""
+    """variant, seed, rollout, quantity, panel, series, value; updates of one rollout are averaged."""
     keys = ["variant", "seed", "rollout"]
     means = rows.groupby(keys, sort=False)[list(panels)].mean().reset_index()
     long = means.melt(keys, list(panels)).dropna()
     long[["panel", "series"]] = [panels[name] for name in long.variable]
-    return long.drop(columns="variable")
+    return long.drop(columns="variable").assign(quantity=long.panel)
 
 
 def compare_variants(probes: pd.DataFrame, history: pd.DataFrame) -> pd.DataFrame:

@@ -216,16 +216,20 @@ def training_curves(rows: pd.DataFrame, title: str) -> Figure:
     """What GRPO logs, one panel per quantity: the mean over seeds and the band from lowest to highest seed.
 
     Args:
-        rows: long form: rollout, seed, panel, series, value, as `health_rows` and `variant_rows` of
-            `training.grpo_rows` give them. Panels and series appear in the order given; series that all share
-            get one legend.
+        rows: long form: rollout, seed, quantity, panel, series, value, as `health_rows` and `variant_rows` of
+            `training.grpo_rows` give them. Panels and series appear in the order given; panels of one
+            quantity have one scale; series that all share get one legend.
         title: what is seen.
     """
     panels = list(dict.fromkeys(rows["panel"]))
     columns = 2 if len(panels) > 1 else 1
     lines = -(-len(panels) // columns)
-    figure = Figure(figsize=(SIZE[0] * 1.3, 2.4 * lines + 0.5), layout="constrained")
+    figure = Figure(figsize=(SIZE[0] * 1.3, (2.4 if lines < 5 else 1.9) * lines + 0.5), layout="constrained")
     grid = figure.subplots(lines, columns, squeeze=False, sharex=True).ravel()
+    for _, alike in rows.groupby("quantity"):
+        first, *others = (grid[panels.index(panel)] for panel in alike["panel"].unique())
+        for axes in others:
+            axes.sharey(first)
     shared = len(panels) > 1 and rows.groupby("panel")["series"].nunique().eq(rows["series"].nunique()).all()
     for axes, panel in zip(grid, panels, strict=False):
         part = rows[rows["panel"] == panel]

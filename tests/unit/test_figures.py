@@ -34,6 +34,7 @@ def training_rows(seeds: int) -> pd.DataFrame:
             {
                 "rollout": rollout,
                 "seed": seed,
+                "quantity": panel.partition(":")[0],
                 "panel": panel,
                 "series": name,
                 "value": 0.5 + 0.01 * rollout + 0.1 * seed,
@@ -192,6 +193,16 @@ def test_training_curves_say_what_the_band_is(seeds: int) -> None:
     line = figure.axes[0].get_lines()[0]
     assert line.get_ydata() == pytest.approx(0.5 + 0.01 * np.arange(0, 30, 5) + 0.05 * (seeds - 1))
     assert figure.legends == []
+
+
+def test_panels_of_one_quantity_have_one_scale() -> None:
+    rows = training_rows(2)
+    rows["panel"] = rows.panel.replace({"dev probe": "reward: harder"})
+    rows["quantity"] = rows.panel.str.partition(":")[0]
+    rows["value"] *= 1 + (rows.panel == "reward: harder")
+    reward, entropy, harder = figures.training_curves(rows, TITLE).axes
+    assert reward.get_ylim() == harder.get_ylim() != entropy.get_ylim()
+    assert harder.get_ylim()[1] > rows.value.max()
 
 
 def test_series_that_all_panels_share_have_one_legend() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from lore_lib.config import Curriculum, GrpoConfig, Policy
 from lore_lib.sampling.intervals import cluster_bootstrap, crossed_bootstrap
-from lore_lib.training.gains import run_gains, verdicts, way_gains
+from lore_lib.training.gains import look_gains, run_gains, verdicts, way_gains
 from lore_lib.training.grpo_job import system_names, variants
 
 PAIRS = 60
@@ -98,3 +98,24 @@ def test_a_move_is_one_when_its_interval_leaves_out_zero() -> None:
     table = verdicts(gains)
     assert table.loc["pass@1 gain"].tolist() == [1, 0, 1]
     assert table.loc["pass@8 gain"].tolist() == [0, 1, 1]
+
+
+def test_looks_are_compared_by_seed_with_students_interval() -> None:
+    config = GrpoConfig(seeds=(0, 1, 2), policies=("clip_higher", "symmetric"), probe_completions=8)
+    gained = {"clip_higher": (0.01, 0.02, 0.06), "symmetric": (0.03, 0.02, 0.04)}
+    probes = pd.DataFrame(
+        {"variant": f"{policy}, easy_to_hard", "seed": seed, "rollout": rollout, "mean_tokens": 40.0,
+         "pass_at_1": 0.7 + share * by, "pass_at_k": 0.9 - share * by, "examples": ["text"]}
+        for policy, gains in gained.items()
+        for seed, by in enumerate(gains)
+        for rollout, share in ((6, 1.0), (0, 0.0), (3, 2.0))
+    )  # fmt: skip
+    table = look_gains(probes, config).set_index(["metric", "difference"])
+    first = table.loc["pass@1 gain", "clip_higher, easy_to_hard"]
+    # mean .03, deviation .02646, t(2) = 4.303
+    assert (first.value, first.low, first.high) == pytest.approx((0.03, -0.0357, 0.0957), abs=1e-4)
+    between = table.loc["pass@8 gain", "clip_higher - symmetric"]
+    assert (between.value, between.lowest, between.highest) == pytest.approx((0.0, -0.02, 0.02))
+    alone = look_gains(probes[probes.seed == 0], GrpoConfig(seeds=(0,), policies=config.policies))
+    assert alone.low.isna().all()
+    assert alone.value.notna().all()

@@ -711,6 +711,15 @@ def test_curves_have_a_row_per_rollout_and_quantity_and_the_variants_one_panel_e
     assert (ways.series == ways.variant).all()
     assert ways.groupby("panel").series.nunique().eq(2).all()
     assert {"pass@1, dev", "pass@4, dev", "tokens, dev"} <= set(ways.panel)
+    crossed = [logged(f"{clip}, {order}", 0, 0.1) for order in ("easy", "mixed") for clip in ("high", "even")]
+    ways = variant_rows(*(pd.concat(rows) for rows in zip(*crossed, strict=True)), 4)
+    assert list(dict.fromkeys(ways.panel))[:3] == [
+        "outcome reward: easy",
+        "outcome reward: mixed",
+        "entropy (nats per token): easy",
+    ]
+    assert ways.groupby("panel").series.agg(set).eq({"high", "even"}).all()
+    assert ways.quantity.nunique() == 5
 
 
 def test_variants_are_compared_from_the_first_look_over_seeds() -> None:
