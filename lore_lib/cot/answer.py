@@ -7,10 +7,10 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
 
 from lore_lib.completion import render
 from lore_lib.errors import ConfigError, nearest
@@ -188,11 +188,15 @@ def _inside_word(text: str, cut: int) -> bool:
     return 0 < cut < len(text) and around.isalnum() and not _UNBLANKED.search(around)
 
 
+Words = Annotated[frozenset[str], PlainSerializer(sorted, return_type=list[str])]
+"""Written down in one order, which that of a set is not from process to process."""
+
+
 class Language(_Frozen):
     """How the language of explanations is told: by script, and by frequent words where several share it."""
 
     script: str
-    words: frozenset[str] = frozenset()
+    words: Words = frozenset()
 
     def is_that_of(self, text: str) -> bool:
         """Whether a text is in it, as far as this can be told; one of a few words is taken for granted."""
@@ -212,7 +216,7 @@ class Prompts(_Frozen):
     opening: str
     stages: dict[str, str]
     nothing: str
-    fillers: frozenset[str]
+    fillers: Words
     language: Language
 
     @model_validator(mode="after")

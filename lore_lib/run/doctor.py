@@ -1,6 +1,7 @@
 """Is this machine ready? One check a line, each with its fix."""
 
 import importlib.metadata
+import importlib.util
 import shutil
 import sys
 from collections.abc import Iterator
@@ -111,6 +112,8 @@ def _engines(config: Config) -> Check:
         require_built(config)
     except LoreError as error:
         return Check("engines", chosen, str(error))
+    if "vllm" in (config.sampling.engine, config.cot.teacher) and importlib.util.find_spec("vllm") is None:
+        return Check("engines", chosen, 'vllm is not installed: pip install -e ".[vllm]"')
     return Check("engines", chosen)
 
 

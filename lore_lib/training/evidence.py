@@ -23,7 +23,7 @@ from lore_lib.errors import DataError
 from lore_lib.parallel import run_parallel
 from lore_lib.rng import derive_seed
 from lore_lib.sampling.engine import SampleJob, run_sample_job, sample_job
-from lore_lib.sampling.intervals import cluster_bootstrap
+from lore_lib.sampling.intervals import cluster_bootstrap, paired_difference
 from lore_lib.sampling.pass_at_k import summarise
 from lore_lib.training.sft import SftJob, sft_job, train_sft
 
@@ -245,13 +245,10 @@ def student_table(
     Returns:
         Columns system, subset, metric, value, low, high, n (pairs), seeds, lowest and highest (over seeds).
     """
-    groups = {name: gold if name == "all" else gold[subset_of(gold) == name] for name in SUBSETS}
     rows = []
     for system, drawn in samples.groupby("system", sort=False):
         scored = {seed: summarise(part, gold, k).set_index("pair_id") for seed, part in drawn.groupby("seed")}
-        for subset, part in groups.items():
-            if part.empty:
-                continue
+        for subset, part in _groups(gold).items():
             for metric, column in {"pass@1": "pass_at_1", f"pass@{k}": "pass_at_k"}.items():
                 values = np.array([frame.loc[part["pair_id"], column] for frame in scored.values()])
                 low, high = cluster_bootstrap(values.mean(axis=0), part["query_id"], resamples, rng)
@@ -262,3 +259,44 @@ def student_table(
                 )  # fmt: skip
     names = ["system", "subset", "metric", "value", "low", "high", "n", "seeds", "lowest", "highest"]
     return pd.DataFrame(rows, columns=names)
+
+
+def student_gaps(
+    samples: pd.DataFrame, gold: pd.DataFrame, rng: np.random.Generator, resamples: int = 1000
+) -> pd.DataFrame:
+    """How far pass@1 of every other arm is from that of the first, on the same pairs and by the same seeds.
+
+    Args:
+        samples: from :func:`teach_students`.
+        gold, rng, resamples: as for :func:`student_table`.
+
+    Returns:
+        Columns system, subset, value (negative: worse than the first arm), low, high (of a bootstrap over
+        queries), n (pairs), seeds, lowest and highest (over seeds).
+    """
+    scored = {
+        system: np.array(
+            [
+                summarise(part, gold, 1).set_index("pair_id").loc[gold["pair_id"], "pass_at_1"]
+                for _, part in drawn.groupby("seed")
+            ]
+        )
+        for system, drawn in samples.groupby("system", sort=False)
+    }
+    first, *others = scored
+    rows = []
+    for system in others:
+        for subset, part in _groups(gold).items():
+            here = gold["pair_id"].isin(part["pair_id"]).to_numpy()
+            a, b = scored[system][:, here], scored[first][:, here]
+            gap = paired_difference(a.mean(axis=0), b.mean(axis=0), part["query_id"], resamples, rng)
+            by_seed = (a - b).mean(axis=1)
+            rows.append((system, subset, *gap, len(part), len(a), by_seed.min(), by_seed.max()))
+    names = ["system", "subset", "value", "low", "high", "n", "seeds", "lowest", "highest"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def _groups(gold: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The pairs of each subset that has any."""
+    groups = {name: gold if name == "all" else gold[subset_of(gold) == name] for name in SUBSETS}
+    return {name: part for name, part in groups.items() if len(part)}

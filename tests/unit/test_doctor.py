@@ -43,6 +43,18 @@ def test_an_optional_package_that_is_absent_is_no_fault(outputs: Path) -> None:
     assert not [check for check in diagnose(load_config("smoke")) if check.name == "vllm" and not check.found]
 
 
+@pytest.mark.parametrize(
+    "chosen",
+    [{"sampling.engine": "vllm", "runtime.workers": 1}, {"cot.teacher": "vllm", "cot.teacher_model": "m"}],
+)
+def test_an_engine_that_is_chosen_must_be_installed(
+    outputs: Path, monkeypatch: pytest.MonkeyPatch, chosen: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
+    check = finding(diagnose(load_config("smoke", overrides=chosen)), "engines")
+    assert "[vllm]" in check.fix, check
+
+
 def test_each_shortage_has_a_fix(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**30, total=2**31))
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda place: SimpleNamespace(free=0))

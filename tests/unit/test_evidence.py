@@ -22,6 +22,7 @@ from lore_lib.training.evidence import (
     arms_that_teach,
     beside_teachers,
     kept_scores,
+    student_gaps,
     student_table,
     subset_of,
     teach_students,
@@ -199,6 +200,13 @@ def test_scores_are_means_over_pairs_and_seeds() -> None:
     assert value["hard", "pass@1"] == (0 + 0.5) / 2
     one = table.set_index(["subset", "metric"]).loc[("all", "pass@1")]
     assert (one.lowest, one.highest, one.seeds, one.n) == (3 / 8, 6 / 8, 2, 4)
+    worse = samples.assign(system="t", label=samples.label.where(samples.seed == 0, "L1"))
+    gaps = student_gaps(pd.concat([samples, worse]), gold, np.random.default_rng(0), 50)
+    (gap,) = gaps[gaps.subset == "all"].itertuples()
+    assert (gap.system, gap.value, gap.n, gap.seeds) == ("t", -3 / 8, 4, 2)
+    assert (gap.lowest, gap.highest) == (-6 / 8, 0)
+    assert gap.low <= gap.value <= gap.high < 0
+    assert gaps.subset.tolist() == list(SUBSETS)
     shown = beside_teachers(table, samples, pd.DataFrame({"all": {"s": 0.7}}))
     assert shown.loc["s", ("the teacher alone", "all")] == 0.7
     assert list(dict.fromkeys(shown.columns.get_level_values(0))) == [

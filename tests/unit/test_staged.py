@@ -1,6 +1,7 @@
 """The staged teacher: what each turn adds, what may go wrong with a reply, what is paid once only."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -391,6 +392,33 @@ def test_a_cache_outlives_a_killed_process(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "r.sqlite")], check=False)
     assert done.returncode == -9
     assert ReplyCache(tmp_path / "r.sqlite").get(b"k") == Reply("text", 1, 2)
+
+
+IDENTITIES = """\
+import json
+from lore_lib.cot.chat import Draw, VllmChat
+from lore_lib.cot.staged import StagedTeacher
+from lore_lib.cot.teacher import SymbolicTeacher
+from lore_lib.vertical.definition import load_vertical, vertical_names
+for vertical in map(load_vertical, vertical_names()):
+    print(json.dumps(StagedTeacher(VllmChat("m", Draw()), vertical, ("rules",)).identity))
+    print(json.dumps(SymbolicTeacher(vertical, ()).identity))
+"""
+
+
+def test_an_identity_is_the_same_in_every_process_so_that_shards_are_known_again() -> None:
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", IDENTITIES],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert said[0] == said[1]
+    assert len(set(said[0].splitlines())) == 2 * len(vertical_names())
 
 
 def test_a_file_that_is_no_cache_is_refused_and_kept(tmp_path: Path) -> None:

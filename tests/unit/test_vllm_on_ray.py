@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from lore_lib.config import load_config
@@ -51,9 +52,10 @@ def test_ray_and_this_process_write_the_same_bytes(
     spread = prepare_batch(tmp_path / "spread", source, on_ray, "naive", SHARD)
     run_batch(spread)
     run_batch(alone)
+    traces = read_traces(spread.folder)
+    pd.testing.assert_frame_equal(traces, read_traces(alone.folder))
     for name in ("manifest.json", "traces/00000.parquet", "traces/00001.parquet"):
         assert (spread.folder / name).read_bytes() == (alone.folder / name).read_bytes()
-    traces = read_traces(spread.folder)
     assert len(traces) == PAIRS
     assert set(traces.reason) <= set(REASONS)
     assert (traces.completion_tokens > 0).any()
