@@ -303,7 +303,8 @@ def lost_reach(artefacts: Artefacts) -> list[Finding]:
             "pass@k is lost",
             bool(many < -0.03),
             f"on dev pairs pass@1 {one:+.3f}, pass@k {many:+.3f} since the start (by seed {each})",
-            "the policy narrows more than it learns: REMEDY",
+            "the policy narrows more than it learns: stop earlier, draw more prompts (sampling.pool_pairs) "
+            "or from the whole pool at all times (grpo.curricula=[shuffled])",
         )
     ]
 

@@ -197,14 +197,14 @@ def test_an_endpoint_is_asked_with_the_task_explained(asked: pd.DataFrame) -> No
     turns = []
 
     class Hears(Chat):
-        def complete(self, requests: list[Request], arrived: Any = None) -> list[Reply]:
+        def complete(self, requests: list[Request], arrived: Any = lambda place, reply: None) -> list[Reply]:
             turns.extend(request.messages[0]["content"] for request in requests)
-            return [reply()] * len(requests)
+            return super().complete(requests, arrived)
 
-    ChatJudge("far", Hears()).answer(asked)
+    ChatJudge("far", Hears(reply())).answer(asked)
     assert [turn.startswith(told) for turn, told in zip(turns, asked.instruction, strict=True)] == [True] * 9
     with pytest.raises(DataError, match="far needs the column 'instruction'"):
-        ChatJudge("far", Hears()).answer(asked[list(ASKED_COLUMNS)])
+        ChatJudge("far", Hears(reply())).answer(asked[list(ASKED_COLUMNS)])
 
 
 def test_an_endpoint_pays_for_no_answer_twice(asked: pd.DataFrame, tmp_path: Path) -> None:
