@@ -196,7 +196,7 @@ def test_run_prints_a_line_per_stage_then_the_results(kit: Any) -> None:
     assert result.returncode == 0, result.stderr
     assert "[1/1] 00_start_here  " in result.stdout
     assert ") ok" in result.stdout
-    assert "pass@1 | naive" in result.stdout
+    assert "all 1 numbers with their seeds: lore report" in result.stdout
     assert "report.html" in result.stdout
     assert "unchanged" in lore("run", "--profile", "smoke", "--only", "0").stdout
 
