@@ -42,7 +42,7 @@ def convert_gguf(file: Path, out: Path) -> Path:
         with no_weight_bars():
             tokenizer = AutoTokenizer.from_pretrained(**source)
             read = AutoModelForCausalLM.from_pretrained(**source)
-    except (OSError, ValueError, KeyError, NotImplementedError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise EngineError(f"transformers cannot read {file}: {error}") from error
     if tokenizer.chat_template is None:
         raise EngineError(f"{file} holds no chat template; take an instruction-tuned model")

@@ -10,8 +10,7 @@ import pandas as pd
 from scipy.stats import t as student_t
 
 from lore_lib.config import Config, GrpoConfig
-from lore_lib.parallel import run_parallel
-from lore_lib.sampling.engine import run_sample_job, sample_job
+from lore_lib.sampling.engine import run_sample_jobs, sample_job
 from lore_lib.sampling.intervals import crossed_bootstrap, paired_difference
 from lore_lib.sampling.pass_at_k import effects_table
 from lore_lib.training.grpo_job import system_names, variants
@@ -29,7 +28,7 @@ def answers_of(systems: Mapping[str, Path], config: Config, asked: Path, folder:
     jobs = [
         sample_job(config, name, model, asked, folder / f"{name}.parquet") for name, model in systems.items()
     ]
-    return pd.concat(map(pd.read_parquet, run_parallel(run_sample_job, jobs, config.runtime.workers)))
+    return pd.concat(map(pd.read_parquet, run_sample_jobs(jobs, config.runtime.workers)))
 
 
 def measures(k: int) -> dict[str, str]:

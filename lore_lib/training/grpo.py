@@ -26,6 +26,7 @@ from transformers import (
 from lore_lib.artifacts import read_parquet, write_jsonl
 from lore_lib.errors import DataError, EngineError
 from lore_lib.sampling.engine import chat_text, load_model, load_tokenizer
+from lore_lib.training.checkpoints import claim_folder, drop_checkpoints, last_whole_checkpoint
 from lore_lib.training.grpo_job import GrpoJob, grpo_config
 from lore_lib.training.grpo_rows import history_rows
 from lore_lib.training.head import score_labelled_positions
@@ -33,7 +34,6 @@ from lore_lib.training.lean import LeanTrainer
 from lore_lib.training.looks import (
     BEST,
     Probe,
-    last_whole_checkpoint,
     log_of_ended,
     replace_folder,
     settle,
@@ -42,8 +42,6 @@ from lore_lib.training.rewards import reward_functions
 from lore_lib.training.rollout import Rollout
 from lore_lib.training.sft import (
     FINISHED,
-    claim_folder,
-    drop_checkpoints,
     lora_config,
     processes,
     quiet_trl,

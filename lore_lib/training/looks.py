@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 
 from lore_lib.artifacts import read_jsonl, read_parquet, write_jsonl
@@ -102,22 +100,6 @@ def log_of_ended(job: GrpoJob, checkpoint: Path | None) -> list[dict[str, Any]] 
     looks = [row["pass_at_1"] for row in read_jsonl(job.out / PROBES) if row["rollout"] <= rollout]
     ended = rollout >= job.rollouts or out_of_patience(looks, job.patience_looks)
     return list(state.log_history) if ended else None
-
-
-def last_whole_checkpoint(folder: Path) -> Path | None:
-    """The last checkpoint that a kill did not leave half-written: the trainer's state is its last file.
-
-    transformers' own ``get_last_checkpoint`` takes the highest number; from a folder with weights alone the
-    trainer would go on at step 0 with an optimiser that knows nothing.
-    """
-    whole: dict[int, Path] = {}
-    for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        state = path / TRAINER_STATE_NAME
-        try:
-            whole[int(json.loads(state.read_text(encoding="utf-8"))["global_step"])] = path
-        except (OSError, ValueError, KeyError):
-            continue
-    return whole[max(whole)] if whole else None
 
 
 def _keep(trainer: GRPOTrainer, folder: Path) -> None:

@@ -30,7 +30,6 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 from lore_lib.artifacts import read_parquet, write_parquet
 from lore_lib.completion import parse
@@ -38,7 +37,8 @@ from lore_lib.errors import DataError
 from lore_lib.features.build import build_prompts
 from lore_lib.features.template import load_template
 from lore_lib.sampling.engine import chat_text, load_model, load_tokenizer, read_tokens
-from lore_lib.training.sft import SftJob, claim_folder, quiet_trl, sft_config
+from lore_lib.training.checkpoints import claim_folder, last_whole_checkpoint
+from lore_lib.training.sft import SftJob, quiet_trl, sft_config
 from lore_lib.vertical.picture import SIDE
 
 PICTURE_TOKENS = 4
@@ -335,7 +335,7 @@ def train_pixels(job: SftJob, lessons: Path) -> tuple[PreTrainedModel, PreTraine
             f"max_sequence_tokens={job.max_sequence_tokens}: --set sft.max_sequence_tokens={longest}"
         )
     claim_folder(job, job.out, ("rows", "out", "device", "pairs_at_once", "checkpoint_steps"))
-    begun = get_last_checkpoint(str(job.out))
+    begun = last_whole_checkpoint(job.out)
     looks = begun is None and rows["prompt"].str.contains(PICTURE, regex=False).any()
     told = read_parquet(lessons) if looks else None
     model, tokenizer = sighted(job.base, told, job.seed, job.dtype, job.device)

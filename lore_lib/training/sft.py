@@ -6,13 +6,11 @@ groups by length over ``batch_pairs``, and gradients are averaged over the token
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +20,19 @@ from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel, PrinterCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
-from lore_lib.artifacts import atomic_write_json, read_jsonl, read_parquet, write_jsonl
+from lore_lib.artifacts import read_jsonl, read_parquet, write_jsonl
 from lore_lib.completion import reader_of
 from lore_lib.config import Config
 from lore_lib.device import out_of_memory, resolve_device
-from lore_lib.errors import ArtifactError, ConfigError, DataError, EngineError
+from lore_lib.errors import ConfigError, DataError, EngineError
 from lore_lib.sampling.engine import chat_text, load_model, load_tokenizer, no_weight_bars
+from lore_lib.training.checkpoints import claim_folder, drop_checkpoints, last_whole_checkpoint
 from lore_lib.training.head import score_labelled_positions
 
 FINISHED = "history.jsonl"
 """Written last: its presence means that the folder holds a whole model."""
-
-JOB = "job.json"
-"""What is being trained in a folder, so that no other job goes on from its checkpoints."""
 
 _ELSEWHERE = ("rows", "out", "device", "pairs_at_once", "checkpoint_steps")  # do not decide the result
 
@@ -125,7 +120,7 @@ def train_sft(job: SftJob) -> Path:
         if processes() == 1:
             trainer.remove_callback(PrinterCallback)
         try:
-            trainer.train(resume_from_checkpoint=get_last_checkpoint(str(job.out)))
+            trainer.train(resume_from_checkpoint=last_whole_checkpoint(job.out))
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
@@ -187,34 +182,6 @@ class _Trainer(SFTTrainer):
         return loss
 
 
-def claim_folder(job: Any, out: Path, elsewhere: Collection[str]) -> None:
-    """Make a job's folder, or check that the checkpoints in it are those of the same job.
-
-    Args:
-        job: a dataclass.
-        out: its folder.
-        elsewhere: fields that do not decide the result.
-
-    Raises:
-        ArtifactError: they are of another one; what differs is named.
-    """
-    mine = {name: value for name, value in asdict(job).items() if name not in elsewhere}
-    path = out / JOB
-    if path.is_file() and get_last_checkpoint(str(out)):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        differs = [
-            f"{name} {found.get(name)!r} (now {mine[name]!r})"
-            for name in mine
-            if found.get(name) != mine[name]
-        ]
-        if differs:
-            raise ArtifactError(
-                f"{out} holds checkpoints of another training: {', '.join(differs)}. Train in another "
-                "folder, or delete this one"
-            )
-    atomic_write_json(path, mine)
-
-
 @contextmanager
 def quiet_trl() -> Iterator[None]:
     """No bars for checkpoints, nor the two warnings that are about TRL 1.16 itself.
@@ -225,12 +192,6 @@ def quiet_trl() -> Iterator[None]:
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         warnings.filterwarnings("ignore", "You are using 'rollout_func'", UserWarning)
         yield
-
-
-def drop_checkpoints(folder: Path) -> None:
-    """Remove the checkpoints of a finished training: optimiser states several times the model's size."""
-    for checkpoint in folder.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
 
 
 def sft_config(job: SftJob) -> SFTConfig:

@@ -55,7 +55,7 @@ from lore_lib.training.grpo_rows import (
 )
 from lore_lib.training.launch import launch_command, train_all, write_job
 from lore_lib.training.lean import LeanTrainer
-from lore_lib.training.looks import BEST, PROBES, last_whole_checkpoint, replace_folder, settle
+from lore_lib.training.looks import BEST, PROBES, replace_folder, settle
 from lore_lib.training.rewards import Grading, reward, reward_functions
 from lore_lib.training.rollout import Rollout, schedule
 from lore_lib.training.sft import FINISHED, SftJob, train_sft
@@ -258,18 +258,6 @@ def test_a_run_killed_between_its_last_checkpoint_and_its_rows_trains_no_more(
     whole, resumed = (run_rows(folder) for folder in (job.out, killed.out))
     for one, other in zip(whole, resumed, strict=True):
         pd.testing.assert_frame_equal(one.assign(seconds=0), other.assign(seconds=0))
-
-
-def test_a_checkpoint_that_a_kill_left_half_written_is_passed_over(tmp_path: Path) -> None:
-    assert last_whole_checkpoint(tmp_path) is None
-    states = {"2": '{"global_step": 2}', "10": '{"global_step": 10}', "12": '{"global_', "14": None}
-    for number, state in states.items():
-        folder = tmp_path / f"checkpoint-{number}"
-        folder.mkdir()
-        (folder / "model.safetensors").touch()
-        if state is not None:
-            (folder / "trainer_state.json").write_text(state)
-    assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
 
 
 @pytest.fixture
@@ -649,10 +637,6 @@ def test_an_adapter_trains_on_after_its_best_look_and_is_merged_at_the_end(
     adapter = load_file(job.out / "checkpoint-4" / "adapter_model.safetensors")
     assert all(".lora_" in name and "lm_head" not in name for name in adapter)
     assert any(tensor.abs().max() > 0 for name, tensor in adapter.items() if "lora_B" in name)
-
-
-def test_no_trainer_pings_home() -> None:
-    assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1"
 
 
 def test_a_pool_smaller_than_a_rollout_is_refused_with_the_remedy(job: GrpoJob) -> None:

@@ -151,6 +151,9 @@ def test_a_killed_arm_resumes_to_the_same_weights_and_a_finished_one_is_kept(
             train_sft(killed)
     assert not (killed.out / sft.FINISHED).exists()
     assert [path.name for path in killed.out.glob("checkpoint-*")] == ["checkpoint-2"]
+    half_written = killed.out / "checkpoint-3"
+    half_written.mkdir()
+    shutil.copy(killed.out / "checkpoint-2" / "model.safetensors", half_written)
     train_sft(killed)
     whole, resumed = (load_file(folder / "model.safetensors") for folder in (job.out, killed.out))
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)

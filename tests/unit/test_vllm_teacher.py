@@ -95,16 +95,21 @@ def test_replies_come_with_their_tokens_and_are_the_same_again(url: str) -> None
     assert 0 < first.completion_tokens <= 24
 
 
+@pytest.fixture
+def rows(
+    world_tables: dict[str, pd.DataFrame], prompts: pd.DataFrame, captions: "pd.Series[Any]"
+) -> pd.DataFrame:
+    """Eight train pairs to teach."""
+    return pair_rows(world_tables, prompts[prompts.split == "train"], captions).head(8)
+
+
 def test_a_model_that_cannot_answer_is_counted_and_never_taught(
     url: str,
+    rows: pd.DataFrame,
     vertical: Vertical,
-    world_tables: dict[str, pd.DataFrame],
-    prompts: pd.DataFrame,
-    captions: "pd.Series[Any]",
     tmp_path: Path,
     record_property: Callable[[str, object], None],
 ) -> None:
-    rows = pair_rows(world_tables, prompts[prompts.split == "train"], captions).head(8)
     teacher = StagedTeacher(chat(url, 48), vertical, (), cache=ReplyCache(tmp_path / "replies.sqlite"))
     began = time.monotonic()
     synthesise_to(tmp_path / "out", in_shards(rows, 4), Synthesis("naive", teacher, "drop"))
@@ -124,14 +129,13 @@ def test_a_model_that_cannot_answer_is_counted_and_never_taught(
 @pytest.mark.smollm2
 def test_what_a_small_real_model_teaches_is_sound_or_refused_by_name(
     smol_url: str,
+    rows: pd.DataFrame,
     vertical: Vertical,
     world_tables: dict[str, pd.DataFrame],
-    prompts: pd.DataFrame,
-    captions: "pd.Series[Any]",
     tmp_path: Path,
     record_property: Callable[[str, object], None],
 ) -> None:
-    rows = pair_rows(world_tables, prompts[prompts.split == "train"], captions).head(6)
+    rows = rows.head(6)
     index = KnowledgeIndex(world_tables["items"], world_tables["clicks"], 5, 3)
     for arm, stages in (("naive", ()), ("progressive", STAGES)):
         cache = ReplyCache(tmp_path / f"{arm}.sqlite")
