@@ -23,7 +23,7 @@ from lore_lib.rair.benchmark import SUBSETS, Benchmark
 from lore_lib.rair.metrics import align
 from lore_lib.rng import derive_seed, generator
 from lore_lib.sampling.engine import load_tokenizer
-from lore_lib.sampling.intervals import cluster_bootstrap, paired_difference
+from lore_lib.sampling.intervals import Spread, over_trainings, paired_difference
 from lore_lib.training.pixels import PixelJob, nearest_words, pixel_prompts, run_pixels, sighted
 from lore_lib.training.sft import sft_job
 from lore_lib.vertical.contract import Tables
@@ -206,8 +206,7 @@ def pixel_table(
 
     Returns:
         system, subset, metric (acc@4, acc@2), value, low, high, n (pairs), seeds, lowest and highest (over
-        seeds), gain, gain_low, gain_high over the students of whole captions, on the same
-        pairs.
+        seeds), gain, gain_low, gain_high over the students of whole captions, on the same pairs.
     """
     gold, scored = bench.rows.set_index("pair_id"), {}
     for system, parts in answers.groupby("system", sort=False):
@@ -226,17 +225,13 @@ def pixel_table(
     for (system, metric), right in scored.items():
         for subset in ("all", *(name for name in SUBSETS if (gold["subset"] == name).any())):
             where = gold.index if subset == "all" else gold.index[gold["subset"] == subset]
-            mine, queries = right.loc[where], gold.loc[where, "query_id"]
+            mine, queries = right.loc[where].to_numpy().T, gold.loc[where, "query_id"]
             told = scored[CAPTIONS, metric].loc[where].mean(axis=1)
-            ends = cluster_bootstrap(mine.mean(axis=1), queries, resamples, rng)
-            gain = paired_difference(mine.mean(axis=1), told, queries, resamples, rng)
-            each = mine.mean()
-            rows.append(
-                (system, subset, metric, each.mean(), *ends, len(where), len(each), each.min(), each.max(),
-                 *gain)
-            )  # fmt: skip
-    names = ["system", "subset", "metric", "value", "low", "high", "n", "seeds", "lowest", "highest"]
-    return pd.DataFrame(rows, columns=[*names, "gain", "gain_low", "gain_high"])
+            spread = over_trainings(mine, queries, resamples, rng)
+            gain = paired_difference(mine.mean(axis=0), told, queries, resamples, rng)
+            rows.append((system, subset, metric, *spread, *gain))
+    names = ["system", "subset", "metric", *Spread._fields, "gain", "gain_low", "gain_high"]
+    return pd.DataFrame(rows, columns=names)
 
 
 def _itself(labels: pd.Series) -> pd.Series:

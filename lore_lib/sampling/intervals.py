@@ -1,7 +1,7 @@
 """95 % intervals by a bootstrap that resamples queries, because the pairs of one query fail together."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -146,6 +146,46 @@ def paired_difference(
     gap = first - second
     low, high = cluster_bootstrap(gap, clusters, resamples, rng)
     return float(gap.mean()), low, high
+
+
+class Spread(NamedTuple):
+    """A mean over trainings that were scored on the same rows, and how far it may be trusted."""
+
+    value: float
+    low: float
+    high: float
+    n: int  # rows
+    seeds: int  # trainings
+    lowest: float
+    highest: float
+
+
+def over_trainings(
+    values: ArrayLike, clusters: ArrayLike, resamples: int, rng: np.random.Generator
+) -> Spread:
+    """Mean over trainings and rows, the lowest and highest training, and a 95 % interval over clusters.
+
+    The interval says how far other queries would move the mean, not how far other trainings would: for both
+    at once there is :func:`crossed_bootstrap`.
+
+    Args:
+        values: (trainings, rows) numbers.
+        clusters: (rows,) the cluster of each row.
+        resamples: how many bootstrap draws.
+        rng: source of the draws.
+
+    Raises:
+        DataError: as in `cluster_bootstrap`.
+
+    Example:
+        >>> over_trainings([[1, 1], [1, 0]], ["a", "b"], 500, np.random.default_rng(0))
+        Spread(value=0.75, low=0.5, high=1.0, n=2, seeds=2, lowest=0.5, highest=1.0)
+    """
+    table = np.asarray(values, dtype=float)
+    low, high = cluster_bootstrap(table.mean(axis=0), clusters, resamples, rng)
+    each = table.mean(axis=1)
+    ends = float(each.min()), float(each.max())
+    return Spread(float(each.mean()), low, high, table.shape[1], len(table), *ends)
 
 
 def crossed_bootstrap(

@@ -23,7 +23,7 @@ from lore_lib.errors import DataError
 from lore_lib.parallel import run_parallel
 from lore_lib.rng import derive_seed
 from lore_lib.sampling.engine import SampleJob, run_sample_job, sample_job
-from lore_lib.sampling.intervals import cluster_bootstrap, paired_difference
+from lore_lib.sampling.intervals import Spread, over_trainings
 from lore_lib.sampling.pass_at_k import summarise
 from lore_lib.training.sft import SftJob, sft_job, train_sft
 
@@ -251,14 +251,9 @@ def student_table(
         for subset, part in _groups(gold).items():
             for metric, column in {"pass@1": "pass_at_1", f"pass@{k}": "pass_at_k"}.items():
                 values = np.array([frame.loc[part["pair_id"], column] for frame in scored.values()])
-                low, high = cluster_bootstrap(values.mean(axis=0), part["query_id"], resamples, rng)
-                by_seed = values.mean(axis=1)
-                rows.append(
-                    (system, subset, metric, by_seed.mean(), low, high, len(part), len(scored), by_seed.min(),
-                     by_seed.max())
-                )  # fmt: skip
-    names = ["system", "subset", "metric", "value", "low", "high", "n", "seeds", "lowest", "highest"]
-    return pd.DataFrame(rows, columns=names)
+                spread = over_trainings(values, part["query_id"], resamples, rng)
+                rows.append((system, subset, metric, *spread))
+    return pd.DataFrame(rows, columns=["system", "subset", "metric", *Spread._fields])
 
 
 def student_gaps(
@@ -288,12 +283,9 @@ def student_gaps(
     for system in others:
         for subset, part in _groups(gold).items():
             here = gold["pair_id"].isin(part["pair_id"]).to_numpy()
-            a, b = scored[system][:, here], scored[first][:, here]
-            gap = paired_difference(a.mean(axis=0), b.mean(axis=0), part["query_id"], resamples, rng)
-            by_seed = (a - b).mean(axis=1)
-            rows.append((system, subset, *gap, len(part), len(a), by_seed.min(), by_seed.max()))
-    names = ["system", "subset", "value", "low", "high", "n", "seeds", "lowest", "highest"]
-    return pd.DataFrame(rows, columns=names)
+            gaps = scored[system][:, here] - scored[first][:, here]
+            rows.append((system, subset, *over_trainings(gaps, part["query_id"], resamples, rng)))
+    return pd.DataFrame(rows, columns=["system", "subset", *Spread._fields])
 
 
 def _groups(gold: pd.DataFrame) -> dict[str, pd.DataFrame]:
