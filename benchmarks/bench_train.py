@@ -98,10 +98,10 @@ def prepare_sampling(model: Path, rows: Path, way: str, prompts: int) -> Callabl
     tokenizer, asked = load_tokenizer(str(model)), read_parquet(rows).prompt.head(prompts).tolist()
     sampling = Sampling()
     if way == VLLM:
-        from lore_lib.sampling.vllm_engine import VllmEngine
+        from lore_lib.sampling.vllm_engine import open_vllm
 
         return functools.partial(
-            VllmEngine(str(model), tokenizer, "float32", enforce_eager=True).generate, asked, sampling
+            open_vllm(str(model), tokenizer, "float32", enforce_eager=True).generate, asked, sampling
         )
     loaded = load_model(str(model), device="cpu")
     if way == ENGINE:

@@ -20,6 +20,7 @@ Arm = Literal["direct", "label_first", "naive", "progressive"]
 Curriculum = Literal["easy_to_hard", "shuffled"]
 Policy = Literal["clip_higher", "symmetric", "on_policy"]
 Outcome = Literal["exact", "same_side", "ordinal"]
+RolloutEngine = Literal["hf", "vllm", "server"]
 Retrieval = Literal["bm25", "dense", "hybrid"]
 PROFILES: tuple[str, ...] = get_args(Profile)
 
@@ -199,6 +200,9 @@ class GrpoConfig(_Frozen):
     updates_per_rollout: int = Field(default=4, ge=1)  # optimiser steps on each rollout; on_policy makes 1
     micro_batch_completions: int = Field(default=64, ge=1)  # in memory at once; never changes the sum
     rollouts: int = Field(default=24, ge=1)  # length of training
+    engine: RolloutEngine = "hf"  # who draws: the model itself, vLLM beside it, or a server
+    engine_memory: float = Field(default=0.3, gt=0, lt=1)  # share of a GPU's memory for vLLM beside it (vllm)
+    url: str = "http://localhost:8000/v1"  # of a `vllm serve` that takes weights (server)
     max_refills: int = Field(default=2, ge=0)  # further draws to replace groups without signal
     window_share: float = Field(default=0.5, gt=0, le=1)  # of the ordered pool, from which a rollout draws
     learning_rate: float = Field(default=3e-4, gt=0)  # constant
@@ -213,6 +217,8 @@ class GrpoConfig(_Frozen):
     probe_pairs: int = Field(default=240, ge=1)  # dev pairs of a look; the best look's weights are kept
     probe_completions: int = Field(default=4, ge=1)  # completions per dev pair of a look
     patience_looks: int = Field(default=4, ge=1)  # looks without a new best after which training stops
+
+    _url = field_validator("url")(_no_secret)
 
     @model_validator(mode="after")
     def _batches_fit(self) -> "GrpoConfig":
@@ -404,11 +410,12 @@ class Config(_Frozen):
 
     @model_validator(mode="after")
     def _one_engine_on_a_gpu(self) -> "Config":
-        if self.sampling.engine == "vllm" and self.runtime.workers > 1:
-            raise ValueError(
-                "sampling.engine=vllm takes all of a GPU's memory, and "
-                f"runtime.workers={self.runtime.workers} would start as many engines; use runtime.workers=1"
-            )
+        for name in ("sampling", "grpo"):
+            if getattr(self, name).engine == "vllm" and self.runtime.workers > 1:
+                raise ValueError(
+                    f"{name}.engine=vllm takes a GPU's memory for itself, and runtime.workers="
+                    f"{self.runtime.workers} would start as many engines; use runtime.workers=1"
+                )
         return self
 
     @model_validator(mode="after")
@@ -478,6 +485,7 @@ PROFILE_TABLE: dict[str, tuple[Any, Any, Any]] = {
     "grpo.updates_per_rollout": (2, None, None),
     "grpo.micro_batch_completions": (None, 16, 8),
     "grpo.rollouts": (2, 12, 200),
+    "grpo.engine": (None, None, "vllm"),
     "grpo.learning_rate": (None, 2e-5, 1e-5),
     "grpo.probe_every_rollouts": (1, 4, 20),
     "grpo.probe_pairs": (12, 120, None),

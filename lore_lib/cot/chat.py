@@ -159,12 +159,12 @@ class HfChat:
         asked = _tokens(tokenizer, texts)
         return [
             read_reply(
-                tokenizer.decode(tokens, skip_special_tokens=True),
+                tokenizer.decode(one.tokens, skip_special_tokens=True),
                 len(ids),
-                len(tokens),
-                "stop" if tokens[-1:] == [tokenizer.eos_token_id] else "length",
+                len(one.tokens),
+                "stop" if one.tokens[-1:] == [tokenizer.eos_token_id] else "length",
             )
-            for ids, (tokens,) in zip(asked, drawn, strict=True)
+            for ids, (one,) in zip(asked, drawn, strict=True)
         ]
 
 

@@ -69,6 +69,19 @@ class Generation:
     finish_reason: str
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """One completion as it was drawn.
+
+    Attributes:
+        tokens: its tokens, the end token included where it was reached.
+        logprobs: of each of them, as the engine drew it; None where the engine does not tell.
+    """
+
+    tokens: list[int]
+    logprobs: list[float] | None = None
+
+
 class Engine(Protocol):
     """Who generates."""
 
@@ -82,6 +95,24 @@ class Engine(Protocol):
         Raises:
             EngineError: a prompt that leaves no room in the context, too little memory, or an engine that
                 does not answer.
+        """
+
+    def draw(
+        self, texts: Sequence[str], sampling: Sampling, share: tuple[int, int] = (0, 1)
+    ) -> list[list[Drawn]]:
+        """n completions for each text, which is continued as it stands.
+
+        Args:
+            texts: in the model's chat template already.
+            sampling: how to draw.
+            share: (place of this process, processes) among which the work is dealt out. What is drawn for a
+                text does not depend on it.
+
+        Returns:
+            By text, by completion; texts of another process's share are empty.
+
+        Raises:
+            EngineError: as for ``generate``.
         """
 
 
@@ -210,26 +241,22 @@ class HfEngine:
         lengths = [len(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
         check_context(lengths, sampling, self.model.config.get_text_config().max_position_embeddings)
         return [
-            [read_tokens(self.tokenizer, tokens) for tokens in drawn] for drawn in self.draw(texts, sampling)
+            [read_tokens(self.tokenizer, one.tokens) for one in drawn] for drawn in self.draw(texts, sampling)
         ]
 
     @torch.no_grad()
-    def draw(self, texts: Sequence[str], sampling: Sampling) -> list[list[list[int]]]:
-        """Tokens of n completions for each text, which is continued as it stands.
-
-        Returns:
-            By text, by completion: its tokens, the end token included where it was reached.
-
-        Raises:
-            EngineError: too little memory.
-        """
+    def draw(
+        self, texts: Sequence[str], sampling: Sampling, share: tuple[int, int] = (0, 1)
+    ) -> list[list[Drawn]]:
+        """See :class:`Engine`; whole batches are dealt out, so a share of less than one is idle."""
         if not texts:
             return []
         lengths = [len(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
         order = sorted(range(len(texts)), key=lambda i: (lengths[i], i))
         size = max(1, sampling.batch_completions // sampling.n)
-        out: list[list[list[int]]] = [[] for _ in texts]
-        for start in range(0, len(order), size):
+        out: list[list[Drawn]] = [[] for _ in texts]
+        process, processes = share
+        for start in range(process * size, len(order), processes * size):
             rows = order[start : start + size]
             with torch.random.fork_rng():
                 torch.manual_seed(derive_seed(sampling.seed, "sample", sampling.first + start))
@@ -243,7 +270,7 @@ class HfEngine:
                         "sampling.batch_completions, then sampling.max_completion_tokens"
                     ) from error
             for place, i in enumerate(rows):
-                out[i] = drawn[place * sampling.n : (place + 1) * sampling.n]
+                out[i] = [Drawn(tokens) for tokens in drawn[place * sampling.n : (place + 1) * sampling.n]]
         return out
 
     def _batch(self, texts: list[str], sampling: Sampling) -> list[list[int]]:
@@ -392,9 +419,9 @@ def open_engine(job: SampleJob) -> Engine:
     """
     tokenizer = load_tokenizer(job.model)
     if job.engine == "vllm":
-        from lore_lib.sampling.vllm_engine import VllmEngine
+        from lore_lib.sampling.vllm_engine import open_vllm
 
-        return VllmEngine(job.model, tokenizer, job.dtype, job.tensor_parallel)
+        return open_vllm(job.model, tokenizer, job.dtype, job.tensor_parallel)
     if job.engine == "openai":
         from lore_lib.sampling.server_engine import ServerEngine
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import anyio
 import httpx
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from transformers import PreTrainedTokenizerBase
 
-from lore_lib.endpoint import CALL_FAILURES, Answer, CallFailed, Clock, Endpoint, Limits, Sleep
+from lore_lib.endpoint import CALL_FAILURES, Answer, CallFailed, Clock, Endpoint, Limits, Result, Sleep
 from lore_lib.errors import EngineError
-from lore_lib.sampling.engine import Generation, Sampling, resolve_model
+from lore_lib.sampling.engine import Drawn, Generation, Sampling, resolve_model
 
 TIMEOUT_SECONDS = 600.0
 """For one completion, its wait in the server's queue included."""
@@ -27,6 +27,21 @@ class _Model(BaseModel):
 
 class _Models(BaseModel):
     data: list[_Model]
+
+
+class _Scores(BaseModel):
+    token_logprobs: list[float]
+
+
+class _Continued(BaseModel):
+    token_ids: list[int]
+    logprobs: _Scores
+
+
+class _Tokens(BaseModel):
+    """The part of a completion of vLLM's that is read."""
+
+    choices: list[_Continued] = Field(min_length=1)
 
 
 class ServerEngine:
@@ -42,6 +57,7 @@ class ServerEngine:
         url: up to and with ``/v1``.
         tokenizer: of the model; counts tokens where the server does not.
         attempts: tries per call.
+        setting: where the URL comes from, for messages.
         clock, sleep: in seconds.
 
     Raises:
@@ -57,11 +73,13 @@ class ServerEngine:
         url: str,
         tokenizer: PreTrainedTokenizerBase,
         attempts: int = 6,
+        setting: str = "sampling.url",
         clock: Clock = time.monotonic,
         sleep: Sleep = anyio.sleep,
     ) -> None:
         self.tokenizer = tokenizer
         self._system, self._model, self._url, self._attempts = system, model, url, attempts
+        self._setting = setting
         self._time = {"clock": clock, "sleep": sleep}
         self._endpoint(1)  # a bad URL is told before any work
         self._served = ""
@@ -82,23 +100,61 @@ class ServerEngine:
             return failure
 
         drawn = endpoint.batch(len(prompts) * sampling.n, ask, failed, lambda place, result: None)
-        return self._whole(drawn, sampling.n)
+        came, n = self._all(drawn), sampling.n
+        return [came[start : start + n] for start in range(0, len(came), n)]
 
-    def _whole(self, drawn: list[Generation | str], n: int) -> list[list[Generation]]:
-        """The completions by prompt, if all of them came: missing ones would change what pass@k measures."""
+    def draw(
+        self, texts: Sequence[str], sampling: Sampling, share: tuple[int, int] = (0, 1)
+    ) -> list[list[Drawn]]:
+        """See :class:`lore_lib.sampling.engine.Engine`; one call for each text, of a vLLM server alone."""
+        mine = range(share[0], len(texts), share[1])
+        drawn: list[list[Drawn]] = [[] for _ in texts]
+        if not mine:
+            return drawn
+        endpoint = self._endpoint(max(1, sampling.batch_completions // sampling.n))
+        self._served = self._served or self._name_there(endpoint)
+        ids = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+
+        async def ask(client: httpx.AsyncClient, call: int) -> list[Drawn] | str:
+            return await self._continue(endpoint, client, ids[mine[call]], mine[call], sampling)
+
+        came = endpoint.batch(len(mine), ask, lambda failure: failure, lambda place, result: None)
+        for place, group in zip(mine, self._all(came), strict=True):
+            drawn[place] = group
+        return drawn
+
+    async def _continue(
+        self, endpoint: Endpoint, client: httpx.AsyncClient, ids: list[int], place: int, sampling: Sampling
+    ) -> list[Drawn]:
+        body = {
+            "model": self._served,
+            "prompt": ids,
+            "n": sampling.n,
+            "temperature": sampling.temperature,
+            "top_p": 1.0,
+            "max_tokens": sampling.max_completion_tokens,
+            "seed": sampling.seed_of(place, 0),  # vLLM counts on from it for the other samples
+            "logprobs": 0,  # of the tokens drawn alone
+            "return_token_ids": True,
+            **_WHOLE,
+        }
+        said = await endpoint.call(client, "completions", _Tokens, body)
+        return [Drawn(choice.token_ids, choice.logprobs.token_logprobs) for choice in said.choices]
+
+    def _all(self, drawn: list[Result | str]) -> list[Result]:
+        """What came, if all of it did: missing completions would change what pass@k or a rollout is."""
         missing = Counter(each for each in drawn if isinstance(each, str))
         if missing:
             reasons = "; ".join(f"{count} x {name}: {CALL_FAILURES[name]}" for name, count in missing.items())
             raise EngineError(
-                f"{missing.total()} of {len(drawn)} completions did not come from {self._url} ({reasons}). "
+                f"{missing.total()} of {len(drawn)} calls to {self._url} brought no completion ({reasons}). "
                 "See to the server and run again: finished parts are kept"
             )
-        came = [each for each in drawn if isinstance(each, Generation)]
-        return [came[start : start + n] for start in range(0, len(came), n)]
+        return [each for each in drawn if not isinstance(each, str)]
 
     def _endpoint(self, concurrency: int) -> Endpoint:
         limits = Limits(concurrency, timeout_seconds=TIMEOUT_SECONDS, attempts=self._attempts)
-        return Endpoint(self._url, "sampling.url", limits, **self._time)  # type: ignore[arg-type]
+        return Endpoint(self._url, self._setting, limits, **self._time)  # type: ignore[arg-type]
 
     def _name_there(self, endpoint: Endpoint) -> str:
         """The name under which the server has this system's model."""
@@ -109,7 +165,7 @@ class ServerEngine:
         (listed,) = endpoint.batch(1, ask, lambda failure: failure, lambda place, result: None)
         if isinstance(listed, str):
             raise EngineError(
-                f"sampling.url={self._url} does not answer ({CALL_FAILURES[listed]}); start it with "
+                f"{self._setting}={self._url} does not answer ({CALL_FAILURES[listed]}); start it with "
                 f"'vllm serve {self._model} --served-model-name \"{self._system}\"'"
             )
         path = resolve_model(self._model)
@@ -142,11 +198,11 @@ class ServerEngine:
             "seed": sampling.seed_of(place, sample),
         }
         if extras:  # vLLM's own: the whole distribution, and the text as it is
-            body |= {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "skip_special_tokens": False}
+            body |= _WHOLE
         try:
             said = await endpoint.call(client, "chat/completions", Answer, body)
         except CallFailed as error:
-            if extras and error.failure == "refused" and any(name in error.said for name in _EXTRAS):
+            if extras and error.failure == "refused" and any(name in error.said for name in _WHOLE):
                 self._extras = False
                 return await self._ask(endpoint, client, prompt, place, sample, sampling)
             raise
@@ -157,4 +213,4 @@ class ServerEngine:
         return Generation(text, counted + (reason == "stop"), reason)
 
 
-_EXTRAS = ("top_k", "min_p", "repetition_penalty", "skip_special_tokens")
+_WHOLE = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "skip_special_tokens": False}

@@ -8,7 +8,8 @@ advantages, the clipped token-level loss, the optimiser; `lean` leaves out what 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from transformers import (
 )
 
 from lore_lib.artifacts import read_parquet, write_jsonl
+from lore_lib.device import out_of_memory
 from lore_lib.errors import DataError, EngineError
 from lore_lib.sampling.engine import chat_text, load_model, load_tokenizer
 from lore_lib.training.checkpoints import claim_folder, drop_checkpoints, last_whole_checkpoint
@@ -47,7 +49,8 @@ from lore_lib.training.sft import (
     quiet_trl,
 )
 
-_ELSEWHERE = ("pool", "probe", "out", "micro_batch", "device")  # do not decide the result
+_ELSEWHERE = ("pool", "probe", "out", "micro_batch", "device", "engine_memory", "url")
+"""Fields of a job that do not decide its result."""
 
 
 def group_advantages(rewards: Sequence[float], group_size: int) -> np.ndarray:
@@ -83,7 +86,8 @@ def train_grpo(job: GrpoJob) -> Path:
     Raises:
         DataError: a pool of fewer prompts than one rollout takes.
         ArtifactError: the folder holds the checkpoints of another job.
-        EngineError: a gradient is not finite; the last good checkpoint and the best look's weights stay.
+        EngineError: a gradient is not finite, memory runs out, or vLLM is not there or ends; the last
+            checkpoint and the best look's weights stay.
     """
     if (job.out / FINISHED).exists():
         return job.out / BEST
@@ -98,7 +102,11 @@ def train_grpo(job: GrpoJob) -> Path:
     claim_folder(job, job.out, _ELSEWHERE)
     probe, arguments = Probe(job), grpo_config(job, processes())
     model = load_model(job.base, job.dtype, job.device if processes() == 1 else "cpu")
-    with quiet_trl():
+    if job.engine == "vllm":  # else it makes room for the model's whole context
+        asked = [*rollout.texts, *(chat_text(tokenizer, user) for user in probe.pairs.prompt)]
+        lengths = [len(ids) for ids in tokenizer(asked, add_special_tokens=False)["input_ids"]]
+        arguments.vllm_max_model_length = max(lengths) + job.max_completion_tokens
+    with quiet_trl(), _explained(job):
         trainer = LeanTrainer(
             model=model,
             reward_funcs=reward_functions(job.grading),
@@ -124,6 +132,32 @@ def train_grpo(job: GrpoJob) -> Path:
         if trainer.is_world_process_zero():
             _finish(job, log)
     return job.out / BEST
+
+
+@contextmanager
+def _explained(job: GrpoJob) -> Iterator[None]:
+    """Tells what to do where memory or vLLM fails."""
+    try:
+        yield
+    except ImportError as error:
+        raise EngineError(
+            f"grpo.engine={job.engine}, but vLLM cannot be imported ({error}): pip install lore-kit[vllm], "
+            "or use grpo.engine=hf"
+        ) from error
+    except ConnectionError as error:
+        raise EngineError(
+            f"grpo.url={job.url} does not answer. Start it with VLLM_SERVER_DEV_MODE=1 vllm serve {job.base} "
+            """--weight-transfer-config '{"backend": "nccl"}' --logprobs-mode processed_logprobs, on GPUs """
+            "that do not train"
+        ) from error
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        raise EngineError(
+            f"out of memory with {job.micro_batch} completions at once in an update of {job.out.name}: lower "
+            f"grpo.micro_batch_completions (to {max(1, job.micro_batch // 2)}), then features.budget or "
+            "sampling.max_completion_tokens; the run resumes at its last checkpoint"
+        ) from error
 
 
 def _finish(job: GrpoJob, log: Sequence[dict[str, Any]]) -> None:

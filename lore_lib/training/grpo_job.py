@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from trl import GRPOConfig
 
-from lore_lib.config import Config, Curriculum, GrpoConfig, Policy
+from lore_lib.config import Config, Curriculum, GrpoConfig, Policy, RolloutEngine
 from lore_lib.errors import DataError
 from lore_lib.training.rewards import Grading
 from lore_lib.training.sft import hardware
@@ -63,7 +64,12 @@ class GrpoJob:
         micro_batch: most completions in memory at once for an update.
         variant: policy and curriculum.
         grading: the stated choices of the reward.
-        batch_completions: completions decoded at once.
+        batch_completions: completions decoded at once; processes that train together deal such batches out
+            among them.
+        engine: who draws the completions: "hf", the model in training; "vllm", beside it on the same device;
+            "server", a ``vllm serve`` that takes its weights over NCCL.
+        engine_memory: share of a GPU's memory that vLLM beside it takes.
+        url: of the server, up to and with ``/v1``.
         lora_rank, seed, dtype, device: as in supervised tuning.
     """
 
@@ -89,6 +95,9 @@ class GrpoJob:
     variant: Variant = Variant()
     grading: Grading = field(default_factory=Grading)
     batch_completions: int = 256
+    engine: RolloutEngine = "hf"
+    engine_memory: float = 0.3
+    url: str = ""
     lora_rank: int = 0
     seed: int = 0
     dtype: str = "float32"
@@ -141,6 +150,9 @@ def grpo_job(
         variant=variant,
         grading=grpo_grading(config),
         batch_completions=s.batch_completions,
+        engine=g.engine,
+        engine_memory=g.engine_memory,
+        url=g.url,
         lora_rank=m.lora_rank,
         seed=seed,
         dtype=m.dtype,
@@ -220,5 +232,25 @@ def grpo_config(job: GrpoJob, processes: int = 1) -> GRPOConfig:
         log_completions=False,
         disable_tqdm=True,
         seed=job.seed,
+        **_engine_settings(job),
         **hardware(job.device),
     )
+
+
+def _engine_settings(job: GrpoJob) -> dict[str, Any]:
+    """TRL starts vLLM and keeps its weights those of the model in training.
+
+    vLLM's rounding differs from the trainer's: TRL weighs the loss by the ratio of the two probabilities and
+    leaves out completions on which they are too far apart.
+    """
+    if job.engine == "hf":
+        return {}
+    beside = job.engine == "vllm"
+    return {
+        "use_vllm": True,
+        "vllm_mode": "colocate" if beside else "server",
+        "vllm_gpu_memory_utilization": job.engine_memory,
+        "vllm_server_base_url": None if beside else job.url.removesuffix("/v1"),
+        "vllm_importance_sampling_correction": True,
+        "vllm_importance_sampling_mode": "sequence_mask",
+    }

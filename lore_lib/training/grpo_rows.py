@@ -29,6 +29,7 @@ _KEYS = {
     "zero_variance_share": "zero_variance_share",
     "refill_share": "refill_share",
     "idle_share": "idle_share",
+    "sampling/sampling_logp_difference/mean": "engine_gap",
     "grad_norm": "grad_norm",
     "step_time": "seconds",
 }
@@ -41,7 +42,8 @@ def history_rows(log: Sequence[dict[str, Any]], job: GrpoJob) -> list[dict[str, 
     ``zero_variance_share`` is of the groups drawn first, ``refill_share`` the groups drawn beyond those
     wanted, ``idle_share`` what is left of groups without signal in the batch (TRL's own
     ``frac_reward_zero_std`` misses those whose equal rewards do not average exactly in floating point).
-    Entropy and clips are over completions with an advantage.
+    Entropy and clips are over completions with an advantage. ``engine_gap``, where vLLM draws, is how far its
+    log-probabilities of the tokens are from the trainer's, on average, in nats.
     """
     rows = []
     for entry in log:

@@ -27,7 +27,7 @@ class Probe(TrainerCallback):
 
     def __init__(self, job: GrpoJob) -> None:
         self._job = job
-        self._pairs = read_parquet(job.probe)
+        self.pairs = read_parquet(job.probe)
         self._sampling = Sampling(
             job.probe_n, job.temperature, job.max_completion_tokens, job.batch_completions, job.seed
         )
@@ -52,9 +52,9 @@ class Probe(TrainerCallback):
     def _measure(self, rollout: int) -> list[float]:
         """Take a look, write its row, and return pass@1 of all looks so far."""
         assert self.trainer is not None
-        with sampler(self.trainer) as engine:
-            samples = sample_pairs(engine, self._pairs, "probe", self._sampling)
-        per_pair = summarise(samples, self._pairs[["pair_id", "query_id", "label"]], self._job.probe_n)
+        with sampler(self._job, self.trainer) as engine:
+            samples = sample_pairs(engine, self.pairs, "probe", self._sampling)
+        per_pair = summarise(samples, self.pairs[["pair_id", "query_id", "label"]], self._job.probe_n)
         path = self._job.out / PROBES
         rows = [row for row in (read_jsonl(path) if path.exists() else []) if row["rollout"] < rollout]
         row = {

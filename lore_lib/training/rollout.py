@@ -1,6 +1,8 @@
 """Which prompts a rollout draws: a window of the curriculum, and dynamic sampling as DAPO has it.
 
 Groups whose completions all earn the same teach nothing; they are dropped, and others drawn in their place.
+Several processes deal the drawing out among them and exchange what they drew, so that the rollout is the same
+for any number of them.
 """
 
 from __future__ import annotations
@@ -9,16 +11,18 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any
 
 import numpy as np
+from accelerate.utils import gather_object
 from datasets import Dataset
 from trl import GRPOTrainer
 
 from lore_lib.rng import derive_seed, generator
-from lore_lib.sampling.engine import HfEngine, Sampling
+from lore_lib.sampling.engine import Drawn, Engine, HfEngine, Sampling
+from lore_lib.sampling.server_engine import ServerEngine
 from lore_lib.sampling.strata import curriculum_window
+from lore_lib.sampling.vllm_engine import VllmEngine
 from lore_lib.training.grpo_job import GrpoJob
 from lore_lib.training.rewards import reward, training_progress
 
@@ -42,13 +46,27 @@ def schedule(job: GrpoJob, size: int) -> list[np.ndarray]:
 
 
 @contextmanager
-def sampler(trainer: GRPOTrainer) -> Iterator[HfEngine]:
-    """The model in training as an engine; dropout and recomputation rest meanwhile."""
+def sampler(job: GrpoJob, trainer: GRPOTrainer) -> Iterator[Engine]:
+    """The model in training as an engine, with the weights of this moment; training rests meanwhile.
+
+    vLLM gets its weights from TRL, which all processes must take part in.
+    """
+    if job.engine != "hf" and trainer.state.global_step != trainer._last_loaded_step:
+        trainer.vllm_generation.sync_weights()
+        trainer._last_loaded_step = trainer.state.global_step  # TRL looks here before a rollout
     model = trainer.accelerator.unwrap_model(trainer.model).eval()
     try:
-        yield HfEngine(model, trainer.processing_class)
+        if job.engine == "vllm":
+            yield VllmEngine(trainer.vllm_generation.llm, trainer.processing_class, bar=False)
+        elif job.engine == "server":
+            yield ServerEngine("grpo", job.base, job.url, trainer.processing_class, setting="grpo.url")
+        else:
+            yield HfEngine(model, trainer.processing_class)
     finally:
         model.train()
+
+
+Group = tuple[int, list[Drawn]]  # a place of the pool, and its completions
 
 
 @dataclass
@@ -82,19 +100,19 @@ class Rollout:
     def __call__(self, prompts: list[str], trainer: GRPOTrainer) -> dict[str, Any]:
         """Tokens of as many groups as ``prompts`` holds, their labels, and what was drawn for them.
 
-        Each process draws its own share, with draws and refills of its own: a run in two processes sees other
-        completions than a run in one. Of equal completions both make the same update.
+        Of the whole rollout, which all processes know, each takes its own part.
         """
         job, n, tokenizer = self.job, self.job.completions_per_prompt, trainer.processing_class
-        process, wanted = trainer.accelerator.process_index, len(prompts) // n
+        wanted = job.prompts_per_rollout
         places = self.places[trainer.state.global_step // job.updates].tolist()
-        asked = places[process * wanted : (process + 1) * wanted]
-        assert prompts[::n] == [self.texts[i] for i in asked], (
+        asked, rest = places[:wanted], places[wanted:]
+        first = trainer.accelerator.process_index * len(prompts) // n
+        mine = slice(first, first + len(prompts) // n)
+        assert prompts[::n] == [self.texts[i] for i in asked[mine]], (
             "the trainer asks for other prompts than planned"
         )
-        rest = places[job.prompts_per_rollout :][process :: trainer.accelerator.num_processes]
-        kept: list[tuple[int, list[list[int]]]] = []
-        flat: list[tuple[int, list[list[int]]]] = []
+        kept: list[Group] = []
+        flat: list[Group] = []
         flat_at_first = 0
         for refill in range(job.max_refills + 1):
             for i, group in zip(asked, self._draw(asked, trainer, refill), strict=True):
@@ -106,13 +124,12 @@ class Rollout:
             asked, rest = rest[:more], rest[more:]
             if missing <= 0 or not asked:
                 break
-        groups = (kept + flat)[:wanted]
-        rows = [i for i, _ in groups for _ in range(n)]
+        rows = [(i, one) for i, group in (kept + flat)[:wanted][mine] for one in group]
         return {
-            "prompt_ids": tokenizer([self.texts[i] for i in rows], add_special_tokens=False)["input_ids"],
-            "completion_ids": list(chain.from_iterable(group for _, group in groups)),
-            "logprobs": None,
-            "label": [self.labels[i] for i in rows],  # of the prompts drawn, not of those asked for
+            "prompt_ids": tokenizer([self.texts[i] for i, _ in rows], add_special_tokens=False)["input_ids"],
+            "completion_ids": [one.tokens for _, one in rows],
+            "logprobs": None if job.engine == "hf" else [one.logprobs for _, one in rows],
+            "label": [self.labels[i] for i, _ in rows],  # of the prompts drawn, not of those asked for
             "drawn": {
                 "zero_variance_share": flat_at_first / wanted,
                 "refill_share": len(kept + flat) / wanted - 1,
@@ -120,24 +137,25 @@ class Rollout:
             },
         }
 
-    def _draw(self, asked: list[int], trainer: GRPOTrainer, refill: int) -> list[list[list[int]]]:
-        """Tokens of a group of completions for each place of the pool."""
-        job, step, process = self.job, trainer.state.global_step, trainer.accelerator.process_index
-        seed = derive_seed(job.seed, "rollout", step, process, refill)
+    def _draw(self, asked: list[int], trainer: GRPOTrainer, refill: int) -> list[list[Drawn]]:
+        """A group of completions for each place of the pool, drawn by all processes together."""
+        job, accelerator = self.job, trainer.accelerator
         sampling = Sampling(
             job.completions_per_prompt,
             job.temperature,
             job.max_completion_tokens,
             job.batch_completions,
-            seed,
+            derive_seed(job.seed, "rollout", trainer.state.global_step, 0, refill),
         )
-        with sampler(trainer) as engine:
-            return engine.draw([self.texts[i] for i in asked], sampling)
+        share = accelerator.process_index, accelerator.num_processes
+        with sampler(job, trainer) as engine:
+            mine = engine.draw([self.texts[i] for i in asked], sampling, share)
+        return [next(filter(None, parts)) for parts in zip(*gather_object([mine]), strict=True)]
 
-    def _has_signal(self, i: int, group: list[list[int]], tokenizer: Any, progress: float) -> bool:
-        texts = tokenizer.batch_decode(group, skip_special_tokens=True)
+    def _has_signal(self, i: int, group: list[Drawn], tokenizer: Any, progress: float) -> bool:
+        texts = tokenizer.batch_decode([one.tokens for one in group], skip_special_tokens=True)
         earned = [
-            reward(text, self.labels[i], self.job.grading, len(ids), progress).total
-            for text, ids in zip(texts, group, strict=True)
+            reward(text, self.labels[i], self.job.grading, len(one.tokens), progress).total
+            for text, one in zip(texts, group, strict=True)
         ]
         return max(earned) - min(earned) > 1e-6

@@ -178,11 +178,11 @@ def test_a_folder_with_an_adapter_is_its_base_with_the_adapter_on(adapter: Path,
 def test_vllm_and_the_local_engine_agree_token_by_token(
     ending: Path, adapter: Path, hf: HfEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lore_lib.sampling.vllm_engine import VllmEngine
+    from lore_lib.sampling.vllm_engine import open_vllm
 
     for name, value in {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}.items():
         monkeypatch.setenv(name, value)
-    vllm = VllmEngine(str(ending), hf.tokenizer, "float32", enforce_eager=True)
+    vllm = open_vllm(str(ending), hf.tokenizer, "float32", enforce_eager=True)
     assert vllm.generate(PROMPTS, GREEDY) == hf.generate(PROMPTS, GREEDY)
     drawn = Sampling(n=4, max_completion_tokens=8, seed=5)
     first = vllm.generate(PROMPTS, drawn)
@@ -190,7 +190,7 @@ def test_vllm_and_the_local_engine_agree_token_by_token(
     assert vllm.generate(PROMPTS, replace(drawn, seed=6)) != first
     assert all(len({g.text for g in row}) > 1 for row in first)
     del vllm
-    adapted = VllmEngine(str(adapter), hf.tokenizer, "float32", enforce_eager=True)
+    adapted = open_vllm(str(adapter), hf.tokenizer, "float32", enforce_eager=True)
     expected = HfEngine(load_model(str(adapter)), hf.tokenizer).generate(PROMPTS, GREEDY)
     assert adapted.generate(PROMPTS, GREEDY) == expected
 
@@ -233,7 +233,7 @@ def test_a_passing_trouble_is_waited_out_and_a_lasting_one_leaves_nothing_half(
     server.trouble = lambda number, body: (503 if number < 3 else 200, "")
     assert client(server).generate(PROMPTS, GREEDY) == hf.generate(PROMPTS, GREEDY)
     server.trouble = lambda number, body: (500 if body["messages"][0]["content"] == "query: x" else 200, "")
-    with pytest.raises(EngineError, match=r"2 of 6 completions did not come .*2 x server_error.*run again"):
+    with pytest.raises(EngineError, match=r"2 of 6 calls to .* brought no.*2 x server_error.*run again"):
         client(server, attempts=2).generate(PROMPTS, GREEDY)
 
 

@@ -43,7 +43,7 @@ from trl import GRPOConfig, GRPOTrainer
 from lore_lib.artifacts import read_jsonl, write_parquet
 from lore_lib.config import Curriculum, Policy, RuntimeConfig, load_config
 from lore_lib.errors import ArtifactError, ConfigError, DataError, EngineError
-from lore_lib.sampling.engine import load_model, load_tokenizer
+from lore_lib.sampling.engine import Drawn, load_model, load_tokenizer
 from lore_lib.training.grpo import clipped_objective, group_advantages, train_grpo
 from lore_lib.training.grpo_job import GrpoJob, Variant, grpo_config, grpo_job, grpo_jobs, variants
 from lore_lib.training.grpo_rows import (
@@ -53,7 +53,7 @@ from lore_lib.training.grpo_rows import (
     run_rows,
     variant_rows,
 )
-from lore_lib.training.launch import launch_command, train_all, write_job
+from lore_lib.training.launch import launch_command, write_job
 from lore_lib.training.lean import LeanTrainer
 from lore_lib.training.looks import BEST, PROBES, replace_folder, settle
 from lore_lib.training.rewards import Grading, reward, reward_functions
@@ -385,11 +385,10 @@ class Hand:
         self.state = SimpleNamespace(global_step=0, max_steps=6)
         self.asked: list[list[str]] = []
 
-        def draw(engine: Any, texts: list[str], sampling: Any) -> list[list[list[int]]]:
+        def draw(engine: Any, texts: list[str], sampling: Any, share: Any) -> list[list[Drawn]]:
             self.asked.append(texts)
-            return [
-                self.processing_class(deal[text], add_special_tokens=False)["input_ids"] for text in texts
-            ]
+            ids = [self.processing_class(deal[text], add_special_tokens=False)["input_ids"] for text in texts]
+            return [[Drawn(tokens) for tokens in group] for group in ids]
 
         monkeypatch.setattr("lore_lib.training.rollout.HfEngine.draw", draw)
 
@@ -716,43 +715,39 @@ def test_variants_are_compared_from_the_first_look_over_seeds() -> None:
     assert table.loc["other", "last"] == 0
 
 
-@pytest.mark.slow
-def test_two_processes_share_every_rollout(job: GrpoJob, tmp_path: Path) -> None:
-    """Each draws and trains on its own share of the prompts, so the numbers are others than those of one."""
-    both = replace(job, rollouts=2, device="cpu", window_share=1.0)
-    assert train_all([both], RuntimeConfig(processes=2, accelerate="cpu")) == [job.out / BEST]
-    history, probes = run_rows(job.out)
-    assert history.step.tolist() == [1, 2, 3, 4]
-    assert np.isfinite(history.grad_norm).all()
-    assert history.refill_share.dropna().tolist() == [2.0, 2.0], "a random model: every group is flat"
-    assert probes.rollout.tolist() == [0, 1, 2]
-
-
-DEALT = """
+VARIED = """
 import sys
-from lore_lib.training import launch, rollout
+from lore_lib.training import grpo, launch
 
-def deal(self, asked, trainer, refill):
-    chains = [[f"<think>\\n{'x ' * i}\\n</think>\\n[L{1 + (i + n) % 4}]" for n in range(4)] for i in asked]
-    return [trainer.processing_class(group, add_special_tokens=False)["input_ids"] for group in chains]
+def by_length(completions, drawn=({},), log_metric=None, **_):
+    for name, value in drawn[0].items():
+        log_metric(name, value)
+    return [float(len(text) % 3) for text in completions]
 
-rollout.Rollout._draw = deal
+parts = grpo.reward_functions
+grpo.reward_functions = lambda grading: [by_length, *parts(grading)[1:]]
 launch.main(sys.argv[1:])
 """
 
 
 @pytest.mark.slow
-def test_two_processes_make_the_updates_of_one_where_they_hold_the_same_completions(
-    job: GrpoJob, tmp_path: Path
-) -> None:
+def test_two_processes_draw_the_rollouts_of_one_and_make_its_updates(job: GrpoJob, tmp_path: Path) -> None:
     """With one update per rollout: of several, TRL deals the completions to the updates in another order.
 
-    Sums are taken in another order too: float32 rounding, which Adam carries on.
+    Sums are taken in another order too: float32 rounding, which Adam carries on. Each batch is of one prompt,
+    so that both processes draw; refills included, for a random model never earns the real reward.
     """
-    script = tmp_path / "deal.py"
-    script.write_text(DEALT, encoding="utf-8")
-    whole = replace(job, device="cpu", variant=Variant("on_policy"), max_completion_tokens=24)
-    norms = {}
+    script = tmp_path / "varied.py"
+    script.write_text(VARIED, encoding="utf-8")
+    whole = replace(
+        job,
+        device="cpu",
+        variant=Variant("on_policy"),
+        batch_completions=4,
+        learning_rate=1e-3,
+        window_share=1.0,
+    )
+    histories, looks = {}, {}
     for processes in (1, 2):
         run = replace(whole, out=tmp_path / f"{processes}")
         file = write_job(run, tmp_path / f"{processes}.json")
@@ -762,9 +757,32 @@ def test_two_processes_make_the_updates_of_one_where_they_hold_the_same_completi
             command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
         )
         assert done.returncode == 0, done.stderr[-2000:]
-        history, _ = run_rows(run.out)
-        assert (history.idle_share == 0).all()
-        norms[processes] = history.grad_norm.tolist()
-    assert len(norms[1]) == 3
-    assert min(norms[1]) > 0.01
-    assert norms[2] == pytest.approx(norms[1], rel=1e-3)
+        histories[processes], looks[processes] = run_rows(run.out)
+    one, two = histories[1], histories[2]
+    assert one.step.tolist() == two.step.tolist() == [1, 2, 3]
+    assert one.refill_share.tolist() == [2.0] * 3
+    for name in ("mean_tokens", "refill_share", "zero_variance_share"):
+        assert two[name].tolist() == one[name].tolist(), name
+    assert one.grad_norm.min() > 0.01
+    assert two.grad_norm.tolist() == pytest.approx(one.grad_norm.tolist(), rel=1e-3)
+    assert looks[2].examples.map(list).tolist() == looks[1].examples.map(list).tolist()
+
+
+@pytest.fixture
+def beside(job: GrpoJob, monkeypatch: pytest.MonkeyPatch) -> GrpoJob:
+    """vLLM's CPU build in this process."""
+    for name, value in {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}.items():
+        monkeypatch.setenv(name, value)
+    return replace(job, engine="vllm", device="cpu", learning_rate=1e-2)
+
+
+@pytest.mark.vllm
+def test_vllm_beside_the_model_draws_with_the_weights_of_the_moment(beside: GrpoJob, varied: None) -> None:
+    train_grpo(beside)
+    history, probes = run_rows(beside.out)
+    gap = history.engine_gap.dropna()
+    assert len(gap) == beside.rollouts
+    assert gap.max() < 0.05, "nats per token; stale weights are further apart"
+    assert history.grad_norm.min() > 0.01
+    assert probes.rollout.tolist() == [0, 1, 2, 3]
+    assert probes.examples.map(list).map(tuple).nunique() > 1
