@@ -21,6 +21,7 @@ from lore_lib.sampling.engine import (
     HfEngine,
     SampleJob,
     Sampling,
+    chat_text,
     load_model,
     load_tokenizer,
     run_sample_job,
@@ -110,21 +111,34 @@ class Server:
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
 
     def complete(self, body: dict[str, Any]) -> dict[str, Any]:
+        if "prompt" in body:
+            return {"choices": [self.choice(body) for _ in range(body["n"])]}
         text = self.tokenizer.apply_chat_template(
             body["messages"], tokenize=False, add_generation_prompt=True
         )
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         start, end = len(ids), self.tokenizer.eos_token_id
-        while len(ids) - start < body["max_tokens"] and ids[-1:] != [end]:
-            with torch.no_grad():
-                ids.append(int(self.model(torch.tensor([ids])).logits[0, -1].argmax()))
-        said = ids[start:]
+        said, _ = self.decode(ids, body["max_tokens"])
         text = self.tokenizer.decode(said[:-1] if said[-1] == end else said)
         reason = "stop" if said[-1] == end else "length"
         answer: dict[str, Any] = {"choices": [{"message": {"content": text}, "finish_reason": reason}]}
         if self.counts_tokens:
             answer["usage"] = {"prompt_tokens": start, "completion_tokens": len(said)}
         return answer
+
+    def choice(self, body: dict[str, Any]) -> dict[str, Any]:
+        """As vLLM answers where tokens are asked for."""
+        said, scores = self.decode(body["prompt"], body["max_tokens"])
+        return {"token_ids": said, "logprobs": {"token_logprobs": scores}, "text": ""}
+
+    def decode(self, prompt: list[int], most: int) -> tuple[list[int], list[float]]:
+        ids, scores = list(prompt), []
+        while len(scores) < most and (not scores or ids[-1] != self.tokenizer.eos_token_id):
+            with torch.no_grad():
+                at = self.model(torch.tensor([ids])).logits[0, -1].log_softmax(0)
+            ids.append(int(at.argmax()))
+            scores.append(float(at.max()))
+        return ids[len(prompt) :], scores
 
     def stop(self) -> None:
         if not self._thread.is_alive():
@@ -166,6 +180,40 @@ def test_tokens_are_counted_here_where_the_server_does_not(server: Server, hf: H
     once = replace(GREEDY, max_completion_tokens=1)
     server.counts_tokens = False
     assert client(server).generate(PROMPTS[1:2], once) == hf.generate(PROMPTS[1:2], once)
+
+
+def test_a_server_continues_a_text_token_by_token_and_tells_their_probabilities(
+    server: Server, hf: HfEngine
+) -> None:
+    texts = [chat_text(hf.tokenizer, prompt) for prompt in PROMPTS]
+    expected = hf.draw(texts, GREEDY)
+    drawn = client(server).draw(texts, GREEDY)
+    assert [[one.tokens for one in group] for group in drawn] == [
+        [one.tokens for one in group] for group in expected
+    ]
+    for group in drawn:
+        for one in group:
+            assert one.logprobs is not None
+            assert len(one.logprobs) == len(one.tokens)
+            assert max(one.logprobs) < 0
+    sent = server.bodies[0]
+    assert (sent["n"], sent["logprobs"], sent["return_token_ids"]) == (2, 0, True)
+    assert len({body["seed"] for body in server.bodies}) == len(PROMPTS), "one seed for each prompt"
+
+
+@pytest.mark.parametrize("size", [2, 6])
+def test_processes_deal_the_drawing_out_and_draw_what_one_would(
+    server: Server, hf: HfEngine, size: int
+) -> None:
+    texts = [chat_text(hf.tokenizer, prompt) for prompt in PROMPTS]
+    sampling = Sampling(n=2, max_completion_tokens=8, batch_completions=size)
+    for engine in (hf, client(server)):
+        whole = engine.draw(texts, sampling)
+        parts = [engine.draw(texts, sampling, (process, 2)) for process in (0, 1)]
+        assert [one or other for one, other in zip(*parts, strict=True)] == whole
+        assert not any(one and other for one, other in zip(*parts, strict=True))
+    assert all(any(part) for part in parts), "a server takes texts one by one"
+    assert client(server).draw([], sampling) == hf.draw([], sampling) == []
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
