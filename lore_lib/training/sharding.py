@@ -28,8 +28,8 @@ def check_sharded(trainer: Any) -> None:
     asked = [kind for kind in ("FSDP", "DEEPSPEED") if parse_flag_from_env(f"ACCELERATE_USE_{kind}")]
     if asked and not is_sharded(trainer):
         raise ConfigError(
-            f"the accelerate file asks for {asked[0]}, which accelerate leaves out on {trainer.args.device}: it "
-            "shards on GPUs alone. Use runtime.accelerate=cpu (each process holds the whole model)"
+            f"the accelerate file asks for {asked[0]}, which accelerate leaves out on {trainer.args.device}: "
+            "it shards on GPUs alone. Use runtime.accelerate=cpu (each process holds the whole model)"
         )
 
 
