@@ -30,6 +30,7 @@ from lore_lib.errors import ConfigError, DataError, EngineError
 from lore_lib.sampling.engine import chat_text, load_model, load_tokenizer, no_weight_bars
 from lore_lib.training.checkpoints import claim_folder, drop_checkpoints, last_whole_checkpoint
 from lore_lib.training.head import score_labelled_positions
+from lore_lib.training.sharding import check_sharded, gathered_weights
 
 FINISHED = "history.jsonl"
 """Written last: its presence means that the folder holds a whole model."""
@@ -99,7 +100,8 @@ def train_sft(job: SftJob) -> Path:
         DataError: no rows, rows of one label alone, or rows that are longer than ``max_sequence_tokens`` or
             than the model's context.
         ArtifactError: the folder holds the checkpoints of another job.
-        ConfigError: a batch that the devices cannot share evenly, or several GPUs for one process.
+        ConfigError: a batch that the devices cannot share evenly, several GPUs for one process, or sharding
+            asked for on CPUs.
         EngineError: the loss is not a number, or memory ran out.
     """
     if (job.out / FINISHED).exists():
@@ -117,6 +119,7 @@ def train_sft(job: SftJob) -> Path:
     claim_folder(job, job.out, _ELSEWHERE)
     with quiet_trl():
         trainer = sft_trainer(job, model, tokenizer, data)
+        check_sharded(trainer)
         if processes() == 1:
             trainer.remove_callback(PrinterCallback)
         try:
@@ -284,8 +287,7 @@ def save_model(trainer: Any, folder: Path) -> None:
     All processes take part, for sharded weights are gathered; the first one writes.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
-    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-    weights = trainer.accelerator.get_state_dict(trainer.model) if sharded else None
+    weights = gathered_weights(trainer)
     if not trainer.is_world_process_zero():
         return
     with no_weight_bars():

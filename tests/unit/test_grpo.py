@@ -384,6 +384,7 @@ class Hand:
         self.accelerator = SimpleNamespace(process_index=0, num_processes=1, unwrap_model=lambda model: model)
         self.model = load_model(str(folder)).train()
         self.state = SimpleNamespace(global_step=0, max_steps=6)
+        self.is_deepspeed_enabled = False
         self.asked: list[list[str]] = []
 
         def draw(engine: Any, texts: list[str], sampling: Any, share: Any) -> list[list[Drawn]]:
@@ -447,7 +448,11 @@ def test_a_rollout_draws_a_group_per_prompt_and_new_ones_at_each_step(tiny_model
     state = SimpleNamespace(global_step=0, max_steps=6)
     model, tokenizer = load_model(str(tiny_model)).train(), load_tokenizer(str(tiny_model))
     trainer: Any = SimpleNamespace(
-        model=model, accelerator=accelerator, state=state, processing_class=tokenizer
+        model=model,
+        accelerator=accelerator,
+        state=state,
+        processing_class=tokenizer,
+        is_deepspeed_enabled=False,
     )
     texts = ["navy", "a longer one"]
     rollout = Rollout(replace(job, window_share=1.0, max_refills=0), texts, ["L1", "L4"])
