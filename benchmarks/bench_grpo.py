@@ -132,6 +132,7 @@ def demo_job(folder: Path, rollouts: int, model: Path | None) -> GrpoJob:
     """The demo's run, but shorter, with a look before and after it."""
     config, pool, probe = load_config("demo", overrides={"model.device": "cpu"}), 300, 240
     rows = read_parquet(write_rows(folder / "rows.parquet", TAUGHT + pool + probe))
+    rows = rows.assign(query_id=rows.pair_id)  # by which a look groups its pairs; no interval is asked for
     parts = {"taught": rows[:TAUGHT], "pool": rows[TAUGHT:][:pool], "probe": rows[TAUGHT + pool :]}
     files = {name: write_parquet(part, folder / f"{name}.parquet") for name, part in parts.items()}
     student = model or train_sft(bench_job(files["taught"], folder / "student"))
