@@ -108,7 +108,12 @@ def prepare_sampling(model: Path, rows: Path, way: str, prompts: int) -> Callabl
         return functools.partial(HfEngine(loaded, tokenizer).generate, asked, sampling)
 
     def loop() -> list[torch.Tensor]:
-        how = {"do_sample": True, "top_k": 0, "num_return_sequences": 8, "max_new_tokens": 112}
+        how = {
+            "do_sample": True,
+            "top_k": 0,
+            "num_return_sequences": 8,
+            "max_new_tokens": sampling.max_completion_tokens,
+        }
         texts = [tokenizer(chat_text(tokenizer, one), return_tensors="pt") for one in asked]
         return [loaded.generate(**text, **how, pad_token_id=tokenizer.pad_token_id) for text in texts]
 

@@ -2,8 +2,8 @@
 
 import os
 
-os.environ.setdefault(
-    "HF_HUB_DISABLE_TELEMETRY", "1"
-)  # TRL pings per trainer; read where the hub is imported
+# read where the hub and vLLM are imported: TRL pings home per trainer, vLLM per engine
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 __version__ = "0.1.0"

@@ -170,7 +170,7 @@ class SamplingConfig(_Frozen):
     n: int = Field(default=8, ge=1)  # completions per pair
     k: int = Field(default=8, ge=1)  # k of pass@k, at most n
     temperature: float = Field(default=1.0, gt=0)  # softmax temperature
-    max_completion_tokens: int = Field(default=112, ge=1)  # longer ones are cut and counted
+    max_completion_tokens: int = Field(default=168, ge=1)  # longer ones are cut and counted
     batch_completions: int = Field(default=256, ge=1)  # decoded at once (hf), or calls in flight (openai)
     pool_pairs: int = Field(default=1200, ge=1)  # train pairs sampled too, for the hard pool and the student
     pool_n: int = Field(default=16, ge=1)  # completions for each of them: more, to tell hard from unsolved

@@ -165,8 +165,16 @@ def _model(config: Config) -> Check:
 
 
 def _training(config: Config) -> Check:
-    """Whether the tuning of one arm and a GRPO run fit the memory, reckoned from the student's shape."""
-    from lore_lib.training.estimate import grpo_needs, require_memory, sft_needs  # seconds to import
+    """Whether the tuning of one arm and a GRPO run fit the memory, and how long each takes.
+
+    Reckoned from the student's shape, with every row as long as it may be.
+    """
+    from lore_lib.training.estimate import (  # seconds to import
+        grpo_needs,
+        matmul_rate,
+        require_memory,
+        sft_needs,
+    )
 
     try:
         needs = {"tuning": sft_needs(config), "GRPO": grpo_needs(config)}
@@ -177,4 +185,7 @@ def _training(config: Config) -> Check:
             require_memory(one, config)
     except LoreError as error:
         return Check("training", "does not fit", str(error))
-    return Check("training", "; ".join(f"{name} {one}" for name, one in needs.items()))
+    rate = matmul_rate(config.model.device, config.model.dtype) / 2 * config.runtime.processes
+    each = [f"{name} {one}, {one.operations / rate / 60:,.1f} minutes" for name, one in needs.items()]
+    how = "reckoned with every row as long as it may be, at half of what a large product makes here"
+    return Check("training", f"{'; '.join(each)} ({how})")

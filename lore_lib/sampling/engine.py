@@ -50,7 +50,7 @@ class Sampling:
 
     n: int = 8
     temperature: float = 1.0
-    max_completion_tokens: int = 112
+    max_completion_tokens: int = 168
     batch_completions: int = 256
     seed: int = 17
     first: int = 0

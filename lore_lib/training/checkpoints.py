@@ -1,4 +1,4 @@
-"""Checkpoints of a training in its folder: whose they are, which is whole, and away with them at the end."""
+"""A training's folder: whose it is, which checkpoint is whole, and away with them at the end."""
 
 from __future__ import annotations
 
@@ -12,39 +12,47 @@ from typing import Any
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from lore_lib.artifacts import atomic_write_json
+from lore_lib.artifacts import atomic_write_json, file_sha256
 from lore_lib.errors import ArtifactError
 
+FINISHED = "history.jsonl"
+"""Written last: its presence means that the folder holds a whole model."""
 JOB = "job.json"
-"""What is being trained in a folder, so that no other job goes on from its checkpoints."""
+"""What is trained in a folder, so that no other job takes its model, or goes on from its checkpoints."""
 
 
-def claim_folder(job: Any, out: Path, elsewhere: Collection[str]) -> None:
-    """Make a job's folder, or check that the checkpoints in it are those of the same job.
+def claim_folder(job: Any, out: Path, elsewhere: Collection[str], files: Collection[str]) -> None:
+    """Make a job's folder, or check that the model or the checkpoints in it are those of the same job.
 
     Args:
         job: a dataclass.
         out: its folder.
         elsewhere: fields that do not decide the result.
+        files: fields that name a file: its contents decide, wherever it lies.
 
     Raises:
-        ArtifactError: they are of another one; what differs is named.
+        ArtifactError: they are of another one, and what differs is named; or a file is not there.
     """
     mine = {name: value for name, value in asdict(job).items() if name not in elsewhere}
+    for name in files:
+        if not mine[name].is_file():
+            raise ArtifactError(f"no {name} at {mine[name]}. Run the stage that writes it.")
+        mine[name] = file_sha256(mine[name])
     path = out / JOB
-    if path.is_file() and last_whole_checkpoint(out):
+    if path.is_file() and ((out / FINISHED).exists() or last_whole_checkpoint(out)):
         found = json.loads(path.read_text(encoding="utf-8"))
         differs = [
-            f"{name} {found.get(name)!r} (now {mine[name]!r})"
-            for name in mine
-            if found.get(name) != mine[name]
+            f"other contents of {name}" if name in files else f"{name} {found.get(name)!r} (now {value!r})"
+            for name, value in mine.items()
+            if found.get(name) != value
         ]
         if differs:
             raise ArtifactError(
-                f"{out} holds checkpoints of another training: {', '.join(differs)}. Train in another "
-                "folder, or delete this one"
+                f"{out} holds another training: {', '.join(differs)}. Train in another folder, or delete "
+                "this one"
             )
-    atomic_write_json(path, mine)
+    else:
+        atomic_write_json(path, mine)
 
 
 def last_whole_checkpoint(folder: Path) -> Path | None:

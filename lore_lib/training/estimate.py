@@ -2,8 +2,10 @@
 
 Per device, with AdamW:
 
-- weights, gradients and two moments of each trained parameter, in the weights' own type (an adapter's are in
-  float32); sharded by FSDP and ZeRO-3 over the processes;
+- of each trained parameter the weight, its gradient and two moments, in float32: 16 bytes. FSDP 2 and ZeRO-3
+  come to as much, and shard it over the processes. Where all weights are tuned on one CUDA device, autocast
+  keeps a bfloat16 copy of them through a forward pass: 2 bytes more. Under an adapter the base is held in
+  its own type;
 - activations, per token and layer: 8 hidden sizes, 4 intermediate ones, keys and values, as autograd keeps
   them for the Qwen2 and Llama blocks of transformers; with recomputation (on CUDA) each layer's input alone,
   and one layer in full;
@@ -11,14 +13,18 @@ Per device, with AdamW:
   makes them in pieces;
 - of GRPO, a rollout's tokens, masks and old log-probabilities, held through its updates, and while it is
   drawn the keys and values of the completions decoded at once, with their next scores. Drawing and updates
-  take turns, so the larger of the two counts.
+  take turns, so the larger of the two counts. vLLM beside the model holds its share throughout, and a server
+  nothing here.
 
 Arithmetic is 6 floating-point operations per parameter and token (2 forward, 4 backward), 8 with
-recomputation.
+recomputation. GRPO draws more than it trains on (`REFILLS`), scores a rollout once more, and looks at dev
+pairs.
 """
 
 from __future__ import annotations
 
+import math
+import os
 import time
 from dataclasses import dataclass, replace
 
@@ -30,9 +36,13 @@ from lore_lib.config import Config
 from lore_lib.device import resolve_device
 from lore_lib.errors import EngineError
 from lore_lib.sampling.engine import resolve_model
-from lore_lib.training.sft import share_batch
+from lore_lib.training.sft import share_batch, weights_type
 
 GIB = 2**30
+REFILLS = 1.4
+"""Groups drawn in place of those without signal, per group trained on: measured with `lore-nano` on its pool
+of hard pairs, an assumption elsewhere."""
+_VLLM_CPU_GIB = "VLLM_CPU_KVCACHE_SPACE"  # vLLM's own setting in the environment, GiB
 LOGITS_AT_ONCE = 1024  # positions whose logits TRL holds at once on CUDA; larger than its own number
 
 _SHAPES: dict[str, PreTrainedConfig] = {
@@ -81,6 +91,8 @@ class Needs:
         operations: of the whole training, over all devices.
         rollout: bytes of what GRPO keeps of a rollout through its updates.
         cache: bytes that drawing it takes, at another time than activations and logits.
+        engine: bytes that vLLM beside the model holds throughout: its share of a GPU, or on a CPU its weights
+            and the room for keys and values.
         knobs: settings that lower what a batch takes, the one to turn first in front.
     """
 
@@ -94,6 +106,7 @@ class Needs:
     operations: float
     rollout: int = 0
     cache: int = 0
+    engine: int = 0
     knobs: tuple[str, ...] = ("sft.pairs_at_once",)
 
     @property
@@ -104,12 +117,12 @@ class Needs:
     @property
     def bytes(self) -> int:
         """The most that is held at one time, on each device."""
-        return self.fixed + self.rollout + max(self.activations + self.logits, self.cache)
+        return self.fixed + self.engine + self.rollout + max(self.activations + self.logits, self.cache)
 
     def __str__(self) -> str:
         unit, name = (GIB, "GiB") if self.bytes >= GIB else (2**20, "MiB")
         parts = ["weights", "gradients", "moments", "activations", "logits"]
-        parts += ["rollout", "cache"] if self.cache else []
+        parts += [part for part in ("rollout", "cache", "engine") if getattr(self, part)]
         each = ", ".join(f"{part} {getattr(self, part) / unit:.1f}" for part in parts)
         size = f"{self.parameters / 1e6:,.1f} M parameters"
         return f"{self.bytes / unit:.1f} {name} on each device ({each}) for {size}"
@@ -138,20 +151,20 @@ def training_needs(
     tokens: float,
     lora_rank: int = 0,
     shards: int = 1,
-    recomputes: bool = False,
+    cuda: bool = False,
 ) -> Needs:
     """What one training needs.
 
     Args:
         shape: of the model.
-        dtype: of the weights.
+        dtype: of the weights, as in the model config.
         rows_at_once: rows on a device.
         row_tokens: of the longest row.
         labelled_tokens: of them, those with a loss.
         tokens: read in the whole training, over all rows, epochs and devices.
         lora_rank: 0 trains all weights.
         shards: processes that weights, gradients and moments are spread over.
-        recomputes: whether activations are recomputed backwards.
+        cuda: whether on CUDA, where activations are recomputed backwards, and autocast computes in bfloat16.
     """
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(shape)
@@ -159,22 +172,25 @@ def training_needs(
     head = model.get_output_embeddings()
     linear = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
     adapter = sum(lora_rank * (m.in_features + m.out_features) for m in linear)
-    trained, size = (adapter, 4) if lora_rank else (parameters, getattr(torch, dtype).itemsize)
-    s, width = shape.get_text_config(), getattr(torch, dtype).itemsize
+    trained = adapter if lora_rank else parameters
+    held = getattr(torch, weights_type(dtype, lora_rank)).itemsize
+    width = torch.bfloat16.itemsize if cuda else held  # of what is computed; sums between layers are as held
+    copy = width if cuda and not lora_rank and shards == 1 else 0
+    s = shape.get_text_config()
     keys = 2 * s.num_key_value_heads * s.hidden_size // s.num_attention_heads
     layer = 4 * s.hidden_size * 4 + (4 * s.hidden_size + keys + 4 * s.intermediate_size) * width
-    held = s.num_hidden_layers * s.hidden_size * width + layer if recomputes else s.num_hidden_layers * layer
+    kept = s.num_hidden_layers * s.hidden_size * held + layer if cuda else s.num_hidden_layers * layer
     scored = rows_at_once * labelled_tokens
     matrices, share = sum(m.weight.numel() for m in linear), labelled_tokens / row_tokens
     return Needs(
         parameters=parameters,
         trained=trained,
-        weights=(parameters * width + (adapter * 4 if lora_rank else 0)) // shards,
-        gradients=trained * size // shards,
-        moments=2 * trained * size // shards,
-        activations=rows_at_once * row_tokens * held,
-        logits=(min(scored, LOGITS_AT_ONCE) if recomputes else scored) * s.vocab_size * 4 * 3,
-        operations=tokens * (8 if recomputes else 6) * (matrices + head.weight.numel() * share),
+        weights=(parameters * (held + copy) + adapter * 4) // shards,
+        gradients=trained * 4 // shards,
+        moments=2 * trained * 4 // shards,
+        activations=rows_at_once * row_tokens * kept,
+        logits=(min(scored, LOGITS_AT_ONCE) if cuda else scored) * s.vocab_size * 4 * 3,
+        operations=tokens * (8 if cuda else 6) * (matrices + head.weight.numel() * share),
     )
 
 
@@ -203,12 +219,16 @@ def sft_needs(config: Config, longest: int = 0, labelled: int = 0, tokens: int =
     )
 
 
-def grpo_needs(config: Config, longest_prompt: int = 0) -> Needs:
-    """What one GRPO run needs, drawing its rollouts with the model in training.
+def grpo_needs(config: Config, longest_prompt: int = 0, mean_tokens: float = 0) -> Needs:
+    """What one GRPO run needs, if no look at dev pairs stops it.
 
     Args:
-        config: model, sizes and processes.
+        config: model, sizes, processes and who draws.
         longest_prompt: in tokens; 0 takes what ``sft.max_sequence_tokens`` leaves beside a completion.
+        mean_tokens: of a prompt and its completion, which the time goes by; 0 takes the longest.
+
+    Raises:
+        EngineError: no such model, or no GPU of which vLLM could take its share.
     """
     g, s, runtime, shape = config.grpo, config.sampling, config.runtime, model_shape(config.model.base)
     written = s.max_completion_tokens
@@ -216,39 +236,68 @@ def grpo_needs(config: Config, longest_prompt: int = 0) -> Needs:
     group = g.completions_per_prompt
     mine = g.prompts_per_rollout * group // runtime.processes
     updates = 1 if set(g.policies) == {"on_policy"} else g.updates_per_rollout
-    recomputes = resolve_device(config.model.device) == "cuda"
+    cuda = resolve_device(config.model.device) == "cuda"
+    trained = g.rollouts * g.prompts_per_rollout * group
     one = training_needs(
         shape,
         config.model.dtype,
         min(g.micro_batch_completions, max(1, mine // updates)),
         row,
         written,
-        g.rollouts * g.prompts_per_rollout * group * row,
+        trained * (mean_tokens or row),
         config.model.lora_rank,
         runtime.processes if runtime.accelerate in ("fsdp2", "zero3") else 1,
-        recomputes,
+        cuda,
     )
-    text, size = shape.get_text_config(), getattr(torch, config.model.dtype).itemsize
-    kept = 2 * text.num_key_value_heads * text.hidden_size // text.num_attention_heads * size
-    drawn = min(max(1, s.batch_completions // group) * group, mine)
-    cache = drawn * (row * text.num_hidden_layers * kept + text.vocab_size * 4 * 3)
-    knobs = ("grpo.micro_batch_completions", "sampling.batch_completions")
-    drawing = cache > one.activations + one.logits
+    looked = (1 + math.ceil(g.rollouts / g.probe_every_rollouts)) * g.probe_pairs * g.probe_completions
+    drawn = 1 + (REFILLS if g.max_refills else 0) + looked / trained
+    forward = drawn + 1  # what is trained on is scored once more, as it was drawn
+    cache = engine = 0
+    knobs: tuple[str, ...] = ("grpo.micro_batch_completions",)
+    if g.engine == "hf":
+        text, held = shape.get_text_config(), weights_type(config.model.dtype, config.model.lora_rank)
+        keys = 2 * text.num_key_value_heads * text.hidden_size // text.num_attention_heads
+        at_once = min(max(1, s.batch_completions // group) * group, mine)
+        layers = text.num_hidden_layers * keys * getattr(torch, held).itemsize
+        cache = at_once * (row * layers + text.vocab_size * 4 * 3)
+        knobs = (*knobs, "sampling.batch_completions")
+        knobs = knobs[::-1] if cache > one.activations + one.logits else knobs
+    elif g.engine == "vllm" and cuda:
+        engine = int(g.engine_memory * _gpu_bytes()[1])
+        knobs = ("grpo.engine_memory", *knobs)
+    elif g.engine == "vllm":
+        room = int(os.environ.get(_VLLM_CPU_GIB, "4")) * GIB
+        engine = room + one.parameters * getattr(torch, config.model.dtype).itemsize
+        knobs = (_VLLM_CPU_GIB, *knobs)
     return replace(
         one,
-        operations=one.operations * (1 + (2 + 2) / (8 if recomputes else 6)),  # drawn, and scored as drawn
-        rollout=mine * (row * (8 + 8) + written * 4),
+        operations=one.operations * (1 + 2 * forward / (8 if cuda else 6)),
+        rollout=mine * (row * (8 + 8) + written * (4 if g.engine == "hf" else 8)),  # vLLM's probabilities too
         cache=cache,
-        knobs=knobs[::-1] if drawing else knobs,
+        engine=engine,
+        knobs=knobs,
     )
 
 
 def device_bytes(config: Config) -> int:
-    """Memory that one training may use: a GPU's, or what is free divided among the workers."""
+    """Memory that one training may use: what is free on the GPU or the machine, over the trainings at once.
+
+    Several processes of one training have a GPU each, and share the machine's memory.
+
+    Raises:
+        EngineError: ``model.device`` is a GPU that is not there.
+    """
+    processes, workers = config.runtime.processes, config.runtime.workers
     if resolve_device(config.model.device) == "cuda":
-        return int(torch.cuda.get_device_properties(0).total_memory)
-    together = config.runtime.processes if config.runtime.processes > 1 else config.runtime.workers
-    return int(psutil.virtual_memory().available / together)
+        return _gpu_bytes()[0] // (workers if processes == 1 else 1)
+    return psutil.virtual_memory().available // (workers if processes == 1 else processes)
+
+
+def _gpu_bytes() -> tuple[int, int]:
+    """Free and whole memory of the GPU."""
+    if not torch.cuda.is_available():
+        raise EngineError("model.device=cuda, but torch sees no GPU; use auto, or a CUDA build of torch")
+    return torch.cuda.mem_get_info()
 
 
 def require_memory(needs: Needs, config: Config) -> None:

@@ -27,8 +27,8 @@ from transformers import (
 from lore_lib.artifacts import read_parquet, write_jsonl
 from lore_lib.device import out_of_memory
 from lore_lib.errors import DataError, EngineError
-from lore_lib.sampling.engine import chat_text, load_model, load_tokenizer
-from lore_lib.training.checkpoints import claim_folder, drop_checkpoints, last_whole_checkpoint
+from lore_lib.sampling.engine import Sampling, chat_text, check_context, load_model, load_tokenizer
+from lore_lib.training.checkpoints import FINISHED, claim_folder, drop_checkpoints, last_whole_checkpoint
 from lore_lib.training.grpo_job import GrpoJob, grpo_config
 from lore_lib.training.grpo_rows import history_rows
 from lore_lib.training.head import score_labelled_positions
@@ -42,16 +42,11 @@ from lore_lib.training.looks import (
 )
 from lore_lib.training.rewards import reward_functions
 from lore_lib.training.rollout import Rollout
-from lore_lib.training.sft import (
-    FINISHED,
-    lora_config,
-    processes,
-    quiet_trl,
-)
+from lore_lib.training.sft import lora_config, processes, quiet_trl, weights_type
 from lore_lib.training.sharding import check_sharded
 
-_ELSEWHERE = ("pool", "probe", "out", "micro_batch", "device", "engine_memory", "url")
-"""Fields of a job that do not decide its result."""
+_ELSEWHERE = ("out", "micro_batch", "device", "engine_memory", "url")  # do not decide the result
+_FILES = ("pool", "probe")
 
 
 def group_advantages(rewards: Sequence[float], group_size: int) -> np.ndarray:
@@ -85,13 +80,15 @@ def train_grpo(job: GrpoJob) -> Path:
     A finished run is not trained again; a killed one resumes at its last checkpoint.
 
     Raises:
-        DataError: a pool of fewer prompts than one rollout takes.
-        ArtifactError: the folder holds the checkpoints of another job.
+        DataError: a pool of fewer prompts than one rollout takes, or of one label alone.
+        ArtifactError: the folder holds the model or the checkpoints of another job.
         ConfigError: sharding asked for on CPUs.
-        EngineError: a gradient is not finite, memory runs out, or vLLM is not there or ends; the last
-            checkpoint and the best look's weights stay.
+        EngineError: a prompt of the pool or the probe leaves no room for a completion in the model's context;
+            or a gradient is not finite, memory runs out, or vLLM is not there or ends: the last checkpoint
+            and the best look's weights stay.
     """
     if (job.out / FINISHED).exists():
+        claim_folder(job, job.out, _ELSEWHERE, _FILES)
         return job.out / BEST
     tokenizer = load_tokenizer(job.base)
     pool = read_parquet(job.pool)
@@ -100,13 +97,21 @@ def train_grpo(job: GrpoJob) -> Path:
             f"the pool has {len(pool)} prompts, one rollout takes {job.prompts_per_rollout}; use "
             f"--set grpo.prompts_per_rollout={max(1, len(pool))} or measure more pairs (sampling.pool_pairs)"
         )
+    if len(pool) > 1 and pool.label.nunique() == 1:
+        raise DataError(
+            f"all {len(pool)} prompts of the pool carry the label {pool.label.iloc[0]!r}: a model that says "
+            "nothing else earns full marks. Measure more pairs (sampling.pool_pairs)"
+        )
     rollout = Rollout(job, [chat_text(tokenizer, user) for user in pool.prompt], pool.label.tolist())
-    claim_folder(job, job.out, _ELSEWHERE)
     probe, arguments = Probe(job), grpo_config(job, processes())
-    model = load_model(job.base, job.dtype, job.device if processes() == 1 else "cpu")
+    held = weights_type(job.dtype, job.lora_rank)
+    model = load_model(job.base, held, job.device if processes() == 1 else "cpu")
+    asked = [*rollout.texts, *(chat_text(tokenizer, user) for user in probe.pairs.prompt)]
+    lengths = [len(ids) for ids in tokenizer(asked, add_special_tokens=False)["input_ids"]]
+    drawn = Sampling(max_completion_tokens=job.max_completion_tokens)
+    check_context(lengths, drawn, model.config.get_text_config().max_position_embeddings)
+    claim_folder(job, job.out, _ELSEWHERE, _FILES)
     if job.engine == "vllm":  # else it makes room for the model's whole context
-        asked = [*rollout.texts, *(chat_text(tokenizer, user) for user in probe.pairs.prompt)]
-        lengths = [len(ids) for ids in tokenizer(asked, add_special_tokens=False)["input_ids"]]
         arguments.vllm_max_model_length = max(lengths) + job.max_completion_tokens
     with quiet_trl(), _explained(job):
         trainer = LeanTrainer(

@@ -240,7 +240,9 @@ def grpo_config(job: GrpoJob, processes: int = 1) -> GRPOConfig:
 def _engine_settings(job: GrpoJob) -> dict[str, Any]:
     """TRL starts vLLM and keeps its weights those of the model in training.
 
-    vLLM's rounding differs from the trainer's: TRL weighs the loss by the ratio of the two probabilities and
+    At each rollout and look it merges an adapter for that and sends whole weights; a base in 4 bits would
+    lose by it. vLLM's rounding differs from the trainer's, and its CPU build has been seen to lag behind the
+    weights (the rows have ``engine_gap``): TRL weighs the loss by the ratio of the two probabilities and
     leaves out completions on which they are too far apart.
     """
     if job.engine == "hf":

@@ -9,9 +9,9 @@ from typing import Any
 import pandas as pd
 
 from lore_lib.artifacts import read_jsonl
+from lore_lib.training.checkpoints import FINISHED
 from lore_lib.training.grpo_job import GrpoJob
 from lore_lib.training.looks import PROBES
-from lore_lib.training.sft import FINISHED
 
 _KEYS = {
     "reward": "reward",

@@ -38,7 +38,7 @@ from lore_lib.features.build import build_prompts
 from lore_lib.features.template import load_template
 from lore_lib.sampling.engine import chat_text, load_model, load_tokenizer, read_tokens
 from lore_lib.training.checkpoints import claim_folder, last_whole_checkpoint
-from lore_lib.training.sft import SftJob, quiet_trl, sft_config
+from lore_lib.training.sft import ELSEWHERE, FILES, SftJob, quiet_trl, sft_config, weights_type
 from lore_lib.vertical.picture import SIDE
 
 PICTURE_TOKENS = 4
@@ -334,11 +334,11 @@ def train_pixels(job: SftJob, lessons: Path) -> tuple[PreTrainedModel, PreTraine
             f"{len(data)} rows of up to {longest} tokens; give at least 1, and none longer than "
             f"max_sequence_tokens={job.max_sequence_tokens}: --set sft.max_sequence_tokens={longest}"
         )
-    claim_folder(job, job.out, ("rows", "out", "device", "pairs_at_once", "checkpoint_steps"))
+    claim_folder(job, job.out, ELSEWHERE, FILES)
     begun = last_whole_checkpoint(job.out)
     looks = begun is None and rows["prompt"].str.contains(PICTURE, regex=False).any()
     told = read_parquet(lessons) if looks else None
-    model, tokenizer = sighted(job.base, told, job.seed, job.dtype, job.device)
+    model, tokenizer = sighted(job.base, told, job.seed, weights_type(job.dtype, 0), job.device)
     arguments = sft_config(job)
     arguments.remove_unused_columns = False
     arguments.train_sampling_strategy = "group_by_length"

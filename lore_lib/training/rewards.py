@@ -6,6 +6,7 @@ and weights are not public, so the numbers here are ours.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +43,7 @@ class Grading:
     outcome_start: float = 1.0
     format_weight: float = 0.1
     length_weight: float = 0.0
-    max_tokens: int = 112
+    max_tokens: int = 168
 
     def outcome_weight(self, progress: float) -> float:
         """Weight of the outcome part at a share of training, from 0 to 1.
@@ -133,23 +134,33 @@ def prove_rewards(traces: pd.DataFrame, grading: Grading = Grading()) -> pd.Data
     """Check the grader on a whole training set before it trains anything.
 
     Args:
-        traces: columns pair_id, completion (right and well-formed) and label.
+        traces: columns pair_id, completion (right and well-formed), tokens (its length, the end token
+            included) and label.
         grading: as in training; it is proven for the start and for the end of training.
 
     Returns:
         One row per (gold, stated label): the total each earns at the end of training, constant over the set.
 
     Raises:
-        DataError: no traces; a gold completion earns less than full marks, or a completion with another
-            label earns as much.
+        DataError: no traces; a gold completion earns less than full marks or loses some for its length, or a
+            completion with another label earns as much.
     """
     if traces.empty:
         raise DataError("no traces to prove the rewards on; look at the reasons in 02_cot_synthesis")
+    free = int((SOFT_LIMIT if grading.length_weight else 1) * grading.max_tokens)
+    long = traces[traces.tokens > free].sort_values("tokens")
+    if len(long):
+        pair, most = long.pair_id.iloc[-1], int(long.tokens.iloc[-1])
+        raise DataError(
+            f"{len(long)} of {len(traces)} gold completions have more than {free} tokens, so that they lose "
+            f"marks for length or are cut; the longest is of pair {pair!r} with {most}. Use "
+            f"--set sampling.max_completion_tokens={math.ceil(most * grading.max_tokens / free)}"
+        )
     for progress in (0.0, 1.0):
         full = grading.outcome_weight(progress) + grading.format_weight
         for row in traces.itertuples():
-            completion, label = str(row.completion), str(row.label)
-            if reward(completion, label, grading, progress=progress).total != full:
+            completion, label, tokens = str(row.completion), str(row.label), int(str(row.tokens))
+            if reward(completion, label, grading, tokens, progress).total != full:
                 raise DataError(
                     f"pair {row.pair_id!r}: its gold completion does not earn full marks ({full}), which are "
                     "for reasoning between think tags and then one label; begin with an arm that writes so, "
@@ -157,7 +168,7 @@ def prove_rewards(traces: pd.DataFrame, grading: Grading = Grading()) -> pd.Data
                 )
             for stated in LABELS:
                 text = completion.rpartition("\n")[0] + f"\n[{stated}]"
-                total = reward(text, label, grading, progress=progress).total
+                total = reward(text, label, grading, tokens, progress).total
                 if (stated == label) != (total == full) or total > full:
                     raise DataError(
                         f"pair {row.pair_id!r}: gold {label}, stated {stated} earns {total}, full is {full}"

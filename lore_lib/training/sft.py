@@ -30,14 +30,14 @@ from lore_lib.device import out_of_memory, resolve_device
 from lore_lib.errors import ConfigError, DataError, EngineError
 from lore_lib.rng import derive_seed
 from lore_lib.sampling.engine import chat_text, load_model, load_tokenizer, no_weight_bars
-from lore_lib.training.checkpoints import claim_folder, drop_checkpoints, last_whole_checkpoint
+from lore_lib.training.checkpoints import FINISHED, claim_folder, drop_checkpoints, last_whole_checkpoint
 from lore_lib.training.head import score_labelled_positions
 from lore_lib.training.sharding import check_sharded, gathered_weights
 
-FINISHED = "history.jsonl"
-"""Written last: its presence means that the folder holds a whole model."""
-
-_ELSEWHERE = ("rows", "out", "device", "pairs_at_once", "checkpoint_steps")  # do not decide the result
+ELSEWHERE = ("out", "device", "pairs_at_once", "checkpoint_steps")
+"""Fields of a job that do not decide its result."""
+FILES = ("rows",)
+"""Fields of a job that name a file whose contents decide it."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class SftJob:
             are added up, so that it changes memory and time alone.
         lora_rank: 0 tunes all weights.
         seed: of data order and dropout.
-        dtype: of the weights.
+        dtype: of the weights; see :func:`weights_type`.
         device: as in the model config.
     """
 
@@ -101,12 +101,13 @@ def train_sft(job: SftJob) -> Path:
     Raises:
         DataError: no rows, rows of one label alone, or rows that are longer than ``max_sequence_tokens`` or
             than the model's context.
-        ArtifactError: the folder holds the checkpoints of another job.
+        ArtifactError: the folder holds the model or the checkpoints of another job.
         ConfigError: a batch that the devices cannot share evenly, several GPUs for one process, or sharding
             asked for on CPUs.
         EngineError: the loss is not a number, or memory ran out.
     """
     if (job.out / FINISHED).exists():
+        claim_folder(job, job.out, ELSEWHERE, FILES)
         return job.out
     tokenizer = load_tokenizer(job.base)
     rows = read_parquet(job.rows)
@@ -116,9 +117,10 @@ def train_sft(job: SftJob) -> Path:
     )
     longest = check_lengths(tokenizer, data, rows.pair_id.tolist(), job.max_sequence_tokens)
     check_labels(job.arm, rows.completion.tolist())
-    model = load_model(job.base, job.dtype, job.device if processes() == 1 else "cpu")
+    held = weights_type(job.dtype, job.lora_rank)
+    model = load_model(job.base, held, job.device if processes() == 1 else "cpu")
     check_fits(model, longest)
-    claim_folder(job, job.out, _ELSEWHERE)
+    claim_folder(job, job.out, ELSEWHERE, FILES)
     with quiet_trl():
         trainer = sft_trainer(job, model, tokenizer, data)
         check_sharded(trainer)
@@ -129,10 +131,10 @@ def train_sft(job: SftJob) -> Path:
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
-            held = trainer.args.per_device_train_batch_size
+            pairs = trainer.args.per_device_train_batch_size
             raise EngineError(
-                f"out of memory with {held} pairs of up to {longest} tokens at once on each device: lower "
-                f"sft.pairs_at_once (to {max(1, held // 2)}), then features.budget or cot.max_words"
+                f"out of memory with {pairs} pairs of up to {longest} tokens at once on each device: lower "
+                f"sft.pairs_at_once (to {max(1, pairs // 2)}), then features.budget or cot.max_words"
             ) from error
     save_model(trainer, job.out)
     if trainer.is_world_process_zero():
@@ -292,6 +294,18 @@ def hardware(device: str) -> dict[str, Any]:
             "CUDA_VISIBLE_DEVICES=0 in the environment"
         )
     return {"use_cpu": target == "cpu", "bf16": cuda, "activation_checkpointing": cuda, "report_to": "none"}
+
+
+def weights_type(dtype: str, lora_rank: int) -> str:
+    """The type in which a training holds a model's weights: ``dtype``, but float32 where all are tuned.
+
+    A step of 1e-5 on a weight of .02 is less than half of what bfloat16 can tell apart, and would be lost. On
+    CUDA autocast computes in bfloat16 with either.
+
+    >>> weights_type("bfloat16", 0), weights_type("bfloat16", 32)
+    ('float32', 'bfloat16')
+    """
+    return dtype if lora_rank else "float32"
 
 
 def lora_config(rank: int) -> LoraConfig | None:

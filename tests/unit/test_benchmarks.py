@@ -104,7 +104,7 @@ def test_both_ways_of_updating_have_the_same_loss(
 ) -> None:
     monkeypatch.syspath_prepend(str(root / "benchmarks"))
     bench: Any = importlib.import_module("bench_grpo")
-    rollout = bench.rollout_of(12)
+    rollout = bench.rollout_of(12, 0.6)
     rollout = {name: rows % 300 if name.endswith("_ids") else rows for name, rows in rollout.items()}
     plain, lean = (bench.update(bench.trainer_of(way, str(tiny_model)), rollout) for way in bench.WAYS)
     assert abs(plain) > 1e-3

@@ -59,6 +59,20 @@ def wandering(tiny_model: Path) -> HfEngine:
     return engine
 
 
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_a_prompt_is_text_whose_tokens_are_those_of_the_template_itself(
+    engine: HfEngine, prompt: str
+) -> None:
+    """Asked for tokens, transformers 5 gives a BatchEncoding, which does not count as a list does."""
+    text = chat_text(engine.tokenizer, prompt)
+    assert type(text) is str
+    turn = [{"role": "user", "content": prompt}]
+    asked = engine.tokenizer.apply_chat_template(
+        turn, tokenize=True, return_dict=True, add_generation_prompt=True
+    )
+    assert engine.tokenizer(text, add_special_tokens=False)["input_ids"] == asked["input_ids"]
+
+
 def alone(engine: HfEngine, prompt: str, tokens: int) -> list[int]:
     """Greedy tokens of one prompt, one forward pass over the whole text for each token."""
     text = chat_text(engine.tokenizer, prompt)

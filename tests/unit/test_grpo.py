@@ -12,10 +12,13 @@ Where each known trap of TRL 1.16 is guarded:
 | equal rewards that do not average exactly look like a signal | our own share of idle groups | here |
 | `auto_find_batch_size` raises | the batch numbers follow from the job | here |
 | bf16 and recomputation on by default, on a CPU too | `sft.hardware` | test_sft, here |
-| a ping home per trainer | HF_HUB_DISABLE_TELEMETRY | here |
+| a ping home per trainer, and per engine of vLLM | HF_HUB_DISABLE_TELEMETRY, VLLM_NO_USAGE_STATS | test_sft |
 | removed argument names | the settings are built without a warning | here |
 | `apply_chat_template` returns another type | text only, `engine.chat_text` | test_engine |
 | NaN is filtered from the log | a gradient that is not finite stops the run | here |
+| vLLM gets an adapter merged, as whole weights at each sync | noted in `grpo_job._engine_settings` | here |
+| a model opened with `gguf_file=` cannot be saved | written as safetensors, `convert` | test_convert |
+| vLLM on a CPU lags behind the weights | importance sampling on, `engine_gap` in the rows | here |
 """
 
 import os
@@ -45,6 +48,7 @@ from lore_lib.artifacts import read_jsonl, write_parquet
 from lore_lib.config import Curriculum, Policy, RuntimeConfig, load_config
 from lore_lib.errors import ArtifactError, ConfigError, DataError, EngineError
 from lore_lib.sampling.engine import Drawn, load_model, load_tokenizer
+from lore_lib.training.checkpoints import FINISHED
 from lore_lib.training.grpo import clipped_objective, group_advantages, train_grpo
 from lore_lib.training.grpo_job import GrpoJob, Variant, grpo_config, grpo_job, grpo_jobs, variants
 from lore_lib.training.grpo_rows import (
@@ -59,7 +63,7 @@ from lore_lib.training.lean import LeanTrainer
 from lore_lib.training.looks import BEST, PROBES, replace_folder, settle
 from lore_lib.training.rewards import Grading, reward, reward_functions
 from lore_lib.training.rollout import Rollout, schedule
-from lore_lib.training.sft import FINISHED, SftJob, train_sft
+from lore_lib.training.sft import SftJob, train_sft
 
 
 @pytest.fixture
@@ -114,7 +118,7 @@ def test_a_job_follows_the_config(tmp_path: Path) -> None:
     assert (job.base, job.out, job.seed) == (str(tmp_path / "base"), tmp_path / "out", 2)
     assert (job.rollouts, job.batch_completions, job.device) == (3, 64, "cpu")
     assert job.probe_n == config.grpo.probe_completions
-    assert (job.temperature, job.max_completion_tokens) == (1.0, 112)
+    assert (job.temperature, job.max_completion_tokens) == (1.0, 168)
 
 
 @pytest.fixture
@@ -170,7 +174,7 @@ def test_the_installed_trl_takes_our_settings(job: GrpoJob) -> None:
     assert config.reward_weights == [1.0, 0.1, 0.0]
     assert config.max_steps == 20 * 2
     assert config.save_steps == 5 * 2
-    assert config.save_steps % config.steps_per_generation == 0, "checkpoints fall on rollout boundaries"
+    assert config.save_steps % 2 == 0, "checkpoints fall on rollout boundaries, whatever the accumulation"
     assert config.steps_per_generation == 2
     assert config.generation_batch_size == 2 * 4
     assert config.num_generations == 4
@@ -236,7 +240,12 @@ def test_a_killed_run_resumes_to_the_same_weights_and_a_finished_one_is_kept(
     assert any(not torch.equal(base[key], whole[key]) for key in whole), "training moved the weights"
 
     before = {path: path.stat().st_mtime_ns for path in job.out.rglob("*")}
-    assert train_grpo(replace(job, base="gone", pool=tmp_path / "gone")) == job.out / BEST
+    job = replace(job, pool=tmp_path / "moved.parquet")
+    assert train_grpo(job) == job.out / BEST
+    with pytest.raises(ArtifactError, match=r"another training: base .*, learning_rate 0\.01 \(now 0\.02\)"):
+        train_grpo(replace(job, base="gone", learning_rate=0.02))
+    with pytest.raises(ArtifactError, match="another training: other contents of probe"):
+        train_grpo(replace(job, probe=job.pool))
     assert {path: path.stat().st_mtime_ns for path in job.out.rglob("*")} == before
 
 
@@ -649,6 +658,23 @@ def test_a_pool_smaller_than_a_rollout_is_refused_with_the_remedy(job: GrpoJob) 
         DataError, match=r"the pool has 6 prompts, one rollout takes 8; .*prompts_per_rollout=6"
     ):
         train_grpo(replace(job, prompts_per_rollout=8))
+
+
+def test_a_pool_of_one_label_is_refused(job: GrpoJob) -> None:
+    write_parquet(pd.read_parquet(job.pool).assign(label="L3"), job.pool)
+    with pytest.raises(DataError, match="all 6 prompts of the pool carry the label 'L3'"):
+        train_grpo(job)
+    assert not job.out.exists()
+
+
+@pytest.mark.parametrize("table", ["pool", "probe"])
+def test_prompts_that_leave_no_room_for_a_completion_are_refused(job: GrpoJob, table: str) -> None:
+    rows = pd.read_parquet(getattr(job, table))
+    rows.loc[1, "prompt"] = "navy dress " * 400
+    write_parquet(rows, getattr(job, table))
+    with pytest.raises(EngineError, match=r"1 of 8 prompts leave no room .* of 6 tokens in a context of 512"):
+        train_grpo(job)
+    assert not job.out.exists()
 
 
 def test_the_log_becomes_one_row_per_update_with_our_names(job: GrpoJob) -> None:

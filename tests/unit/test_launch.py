@@ -20,9 +20,10 @@ from safetensors.torch import load_file
 from lore_lib.artifacts import write_parquet
 from lore_lib.config import RuntimeConfig, load_config
 from lore_lib.errors import ConfigError, EngineError
+from lore_lib.training.checkpoints import FINISHED
 from lore_lib.training.grpo_job import grpo_job
 from lore_lib.training.launch import launch_command, read_job, train_all, write_job
-from lore_lib.training.sft import FINISHED, SftJob, train_sft, training_history
+from lore_lib.training.sft import SftJob, train_sft, training_history
 
 ROOT = Path(__file__).resolve().parents[2]
 

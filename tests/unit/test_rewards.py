@@ -43,7 +43,7 @@ def traces(
 ) -> pd.DataFrame:
     train = prompts[prompts.split == "train"]
     rows = synthesise("progressive", world_tables, train, captions, vertical, 5, 3, "drop")
-    return rows[rows.kept]
+    return rows[rows.kept].assign(tokens=40)
 
 
 def test_gold_earns_full_marks_over_a_whole_train_set_and_every_other_label_less(
@@ -188,6 +188,23 @@ def test_a_corrupted_set_is_refused_with_the_pair_at_fault(
     rows = corrupted(traces, completion)
     with pytest.raises(DataError, match=f"pair '{rows.pair_id.iloc[7]}'"):
         prove_rewards(rows)
+
+
+@pytest.mark.parametrize(
+    ("weight", "fits", "more"),
+    [(0.1, 84, 114), (0.0, 112, 113)],
+    ids=["from three quarters of the limit on length costs", "over the limit it is cut"],
+)
+def test_a_gold_chain_that_is_too_long_is_named_with_the_limit_that_would_do(
+    traces: pd.DataFrame, weight: float, fits: int, more: int
+) -> None:
+    rows, grading = traces.head(20).assign(tokens=fits), Grading(length_weight=weight, max_tokens=112)
+    prove_rewards(rows, grading)
+    long = rows.assign(tokens=[fits] * 7 + [fits + 1] + [fits] * 12)
+    told = rf"1 of 20 .* more than {fits} .*pair '{long.pair_id.iloc[7]}' .*max_completion_tokens={more}$"
+    with pytest.raises(DataError, match=told):
+        prove_rewards(long, grading)
+    prove_rewards(long, Grading(length_weight=weight, max_tokens=more))
 
 
 def test_an_empty_set_proves_nothing(traces: pd.DataFrame) -> None:

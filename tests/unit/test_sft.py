@@ -21,7 +21,7 @@ from lore_lib.config import load_config
 from lore_lib.device import resolve_device
 from lore_lib.errors import ArtifactError, ConfigError, DataError, EngineError
 from lore_lib.sampling.engine import chat_text, load_model, load_tokenizer
-from lore_lib.training import sft
+from lore_lib.training.checkpoints import FINISHED
 from lore_lib.training.head import score_labelled_positions
 from lore_lib.training.sft import (
     SftJob,
@@ -151,7 +151,7 @@ def test_a_killed_arm_resumes_to_the_same_weights_and_a_finished_one_is_kept(
         patch.setattr(SFTTrainer, "training_step", killed_there)
         with pytest.raises(Caught):
             train_sft(killed)
-    assert not (killed.out / sft.FINISHED).exists()
+    assert not (killed.out / FINISHED).exists()
     assert [path.name for path in killed.out.glob("checkpoint-*")] == [f"checkpoint-{at - 2}"]
     half_written = killed.out / f"checkpoint-{at - 1}"
     half_written.mkdir()
@@ -161,7 +161,13 @@ def test_a_killed_arm_resumes_to_the_same_weights_and_a_finished_one_is_kept(
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
     before = {path: path.stat().st_mtime_ns for path in job.out.rglob("*")}
-    assert train_sft(replace(job, base="gone", rows=tmp_path / "gone")) == job.out
+    moved = shutil.copy(job.rows, tmp_path / "moved.parquet")
+    assert train_sft(replace(job, rows=Path(moved))) == job.out
+    with pytest.raises(ArtifactError, match=r"another training: base .*, learning_rate 0\.01 \(now 0\.02\)"):
+        train_sft(replace(job, base="gone", learning_rate=0.02))
+    write_parquet(pd.read_parquet(job.rows).head(8), job.rows)
+    with pytest.raises(ArtifactError, match="another training: other contents of rows"):
+        train_sft(job)
     assert {path: path.stat().st_mtime_ns for path in job.out.rglob("*")} == before
 
 
@@ -251,6 +257,26 @@ def test_a_row_longer_than_the_models_context_is_refused(job: SftJob) -> None:
     assert not job.out.exists()
 
 
+@pytest.mark.parametrize("rank", [0, 4])
+def test_weights_that_are_all_tuned_are_held_in_float32_and_a_base_under_an_adapter_as_asked(
+    job: SftJob, monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    """A step of 1e-5 on a weight of .02 changes nothing in bfloat16."""
+    held: dict[bool, set[torch.dtype]] = {}
+
+    def look(self: SFTTrainer, **_: object) -> None:
+        for weight in self.model.parameters():
+            held.setdefault(weight.requires_grad, set()).add(weight.dtype)
+        raise Caught
+
+    monkeypatch.setattr(SFTTrainer, "train", look)
+    with pytest.raises(Caught):
+        train_sft(replace(job, dtype="bfloat16", lora_rank=rank))
+    assert held == ({True: {torch.float32}, False: {torch.bfloat16}} if rank else {True: {torch.float32}})
+    small = torch.tensor(0.02, dtype=torch.bfloat16)
+    assert small - 1e-5 == small
+
+
 def test_a_loss_that_is_no_number_stops_before_it_reaches_the_weights(job: SftJob, tmp_path: Path) -> None:
     model = load_model(job.base)
     with torch.no_grad():
@@ -261,7 +287,7 @@ def test_a_loss_that_is_no_number_stops_before_it_reaches_the_weights(job: SftJo
     with pytest.raises(EngineError, match=r"loss of step 1 is nan.*Lower the learning rate \(now 0\.01\)"):
         train_sft(replace(job, base=str(broken)))
     assert not list(job.out.glob("checkpoint-*"))
-    assert not (job.out / sft.FINISHED).exists()
+    assert not (job.out / FINISHED).exists()
 
 
 @pytest.mark.parametrize(
@@ -352,6 +378,11 @@ def test_the_installed_trl_takes_our_settings(job: SftJob) -> None:
 
 def test_no_trainer_pings_home() -> None:
     """In a fresh process without our settings: the hub reads its switch once, when it is imported."""
-    code = "import lore_lib, huggingface_hub.constants as c; raise SystemExit(not c.HF_HUB_DISABLE_TELEMETRY)"
+    code = (
+        "import lore_lib, os, huggingface_hub.constants as c\n"
+        "print(c.HF_HUB_DISABLE_TELEMETRY, os.environ['VLLM_NO_USAGE_STATS'])"
+    )
     clean = {name: value for name, value in os.environ.items() if "TELEMETRY" not in name}
-    assert subprocess.run([sys.executable, "-c", code], env=clean, check=False).returncode == 0
+    clean.pop("VLLM_NO_USAGE_STATS", None)
+    told = subprocess.run([sys.executable, "-c", code], env=clean, check=True, capture_output=True, text=True)
+    assert told.stdout == "True 1\n"

@@ -19,11 +19,12 @@ from safetensors.torch import load_file
 from lore_lib.artifacts import write_parquet
 from lore_lib.config import RuntimeConfig
 from lore_lib.errors import EngineError
+from lore_lib.training.checkpoints import FINISHED
 from lore_lib.training.grpo_job import GrpoJob, Variant
 from lore_lib.training.grpo_rows import run_rows
 from lore_lib.training.launch import Job, train_all, write_job
 from lore_lib.training.looks import BEST
-from lore_lib.training.sft import FINISHED, SftJob, train_sft, training_history
+from lore_lib.training.sft import SftJob, train_sft, training_history
 
 ROOT = Path(__file__).resolve().parents[2]
 ON_CPU = """
