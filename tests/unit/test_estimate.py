@@ -193,7 +193,7 @@ def test_the_time_of_grpo_counts_refills_a_second_scoring_and_looks(monkeypatch:
         "grpo.probe_completions": 4,
     }
     completions, row = 10 * 4 * 8, 144 + 112
-    per_token = training_needs(shape, "float32", 1, row, 112, 1).operations / 6  # of one pass, per 1 of 6
+    per_token = training_needs(shape, "float32", 1, row, 168, 1).operations / 6  # of one pass, per 1 of 6
     # each completion: trained on (6), drawn 2.4 times and scored once (2 each); three looks of 64 more
     by_hand = per_token * row * (completions * (6 + 2 * (1 + 1.4) + 2) + 2 * 3 * 64)
     assert grpo_needs(load_config(overrides=settings)).operations == pytest.approx(by_hand)
