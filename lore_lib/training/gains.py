@@ -78,7 +78,7 @@ def against_the_paper(gains: pd.DataFrame, k: int) -> str:
         k: tries of pass@k.
     """
     moves, reach = verdicts(gains), gains[gains.metric == f"pass@{k} gain"]
-    rose, fell = int(moves.loc["pass@1 gain", "rose"]), int(moves.loc[f"pass@{k} gain", "fell"])
+    rose, fell = moves.loc["pass@1 gain", "rose"], moves.loc[f"pass@{k} gain", "fell"]
     kept = f"is shown to fall in {fell}" if fell else "is not shown to fall"
     return (
         f"Paper: pass@1 rises, pass@{k} is kept. Of {len(reach)} runs here pass@1 is shown to rise in {rose};"
