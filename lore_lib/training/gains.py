@@ -77,8 +77,8 @@ def against_the_paper(gains: pd.DataFrame, k: int) -> str:
         gains: as `run_gains` gives them.
         k: tries of pass@k.
     """
-    moves, reach = verdicts(gains), gains[gains.metric == f"pass@{k} gain"]
-    rose, fell = moves.loc["pass@1 gain", "rose"], moves.loc[f"pass@{k} gain", "fell"]
+    first, reach = (gains[gains.metric == f"pass@{tries} gain"] for tries in (1, k))
+    rose, fell = int((first.low > 0).sum()), int((reach.high < 0).sum())
     kept = f"is shown to fall in {fell}" if fell else "is not shown to fall"
     return (
         f"Paper: pass@1 rises, pass@{k} is kept. Of {len(reach)} runs here pass@1 is shown to rise in {rose};"
