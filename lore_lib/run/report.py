@@ -63,7 +63,7 @@ def write_html(run: str) -> Path:
         StageSection(
             manifest=manifest,
             shows=STAGES[manifest.stage].shows,
-            headlines=STAGES[manifest.stage].headlines,
+            headlines=STAGES[manifest.stage].headlines_of(manifest.config),
             figures=[folder / manifest.stage / name for name in manifest.files if _is_figure(name)],
             mocks=mock_notices(manifest.engines),
         )
@@ -88,7 +88,8 @@ def print_summary(run: str, console: Console) -> None:
     """Print what each stage found in short, systems by headline estimators, then the mocks it leans on."""
     manifests = gather(run)
     for manifest in manifests:
-        if summary := summarise_stage(manifest, STAGES[manifest.stage].headlines):
+        headlines = STAGES[manifest.stage].headlines_of(manifest.config)
+        if summary := summarise_stage(manifest, headlines):
             title = f"{manifest.stage}: {STAGES[manifest.stage].shows} (n = {summary.n})"
             console.print(title, style="bold", markup=False)
             table = Table(box=SIMPLE_HEAD)

@@ -10,6 +10,7 @@ import platform
 import shutil
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,8 +68,13 @@ class StageSpec:
     needs: tuple[str, ...]  # stages it may read from
     sections: tuple[str, ...]  # config sections it depends on
     promises: tuple[str, ...]  # files without which it has not done its work
-    headlines: tuple[str, ...]  # estimators that a summary shows, one column each
+    headlines: tuple[str, ...]  # estimators that a summary shows, one column each; pass@k for a run's own k
     minutes: MappingProxyType[str, float]  # expected, by profile
+
+    def headlines_of(self, config: Mapping[str, Any]) -> tuple[str, ...]:
+        """The headlines of a run, from the config of its manifest: pass@k becomes pass@8 where k is 8."""
+        k = config.get("sampling", {}).get("k", "k")
+        return tuple(name.replace("pass@k", f"pass@{k}") for name in self.headlines)
 
 
 def _spec(
@@ -126,7 +132,7 @@ _SPECS = (
         needs=("01_features", "02_cot_synthesis", "03_sft"),
         sections=(*_BASE, "cot", "sft", "sampling"),
         promises=("samples.parquet", "effects.parquet", "differences.parquet", "pool-samples.parquet"),
-        headlines=("pass@1", "vote", "pass@8", "parse rate"),
+        headlines=("pass@1", "vote", "pass@k", "parse rate"),
         minutes=(0.6, 2, 30, 120),
     ),
     _spec(
@@ -138,7 +144,7 @@ _SPECS = (
             f"{t}.parquet"
             for t in ("pool", "history", "probes", "variants", "samples", "effects", "differences")
         ),
-        headlines=("pass@1", "pass@8", "pass@1 gain", "pass@8 gain"),
+        headlines=("pass@1", "pass@k", "pass@1 gain", "pass@k gain"),
         minutes=(0.6, 6, 120, 1200),
     ),
     _spec(

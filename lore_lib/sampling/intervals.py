@@ -122,6 +122,19 @@ def cluster_intervals(
     return pd.DataFrame(found, columns=[*groups, "value", "low", "high", "n"])
 
 
+def interval_texts(table: pd.DataFrame, digits: int) -> list[str]:
+    """Each row's value and interval for a table to be read.
+
+    >>> interval_texts(pd.DataFrame({"value": [0.5], "low": [0.41], "high": [0.6]}), digits=2)
+    ['0.50 [0.41, 0.60]']
+    """
+    columns = (table[name] for name in ("value", "low", "high"))
+    return [
+        f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+        for value, low, high in zip(*columns, strict=True)
+    ]
+
+
 def paired_difference(
     a: ArrayLike, b: ArrayLike, clusters: ArrayLike, resamples: int, rng: np.random.Generator
 ) -> tuple[float, float, float]:
@@ -193,8 +206,13 @@ def crossed_bootstrap(
 ) -> tuple[float, float, float]:
     """Mean over trainings and rows, with a 95 % interval that resamples both trainings and whole clusters.
 
-    All trainings are scored on the same rows, so a resample draws trainings and clusters independently. The
-    spread of few trainings is read too small: of three, two thirds of the variance is seen.
+    All trainings are scored on the same rows, so a resample draws trainings and clusters independently (Owen
+    2007, "The pigeonhole bootstrap"). Resampling S trainings shows (S - 1) / S of the variance of their mean,
+    two thirds of it for three; so the deviations of the trainings from their mean are scaled by
+    sqrt(S / (S - 1)), which makes the variance unbiased (the "narrowness bias" of Hesterberg 2015, "What
+    teachers should know about the bootstrap"; Davison & Hinkley 1997, section 3.8). What is not mended: a
+    spread estimated from three numbers is itself uncertain. Where trainings differ far more than clusters do,
+    three of them cover about 75 times in 100 (69 without the scaling), not 95. One training has no spread.
 
     Args:
         values: (trainings, rows) numbers.
@@ -212,7 +230,9 @@ def crossed_bootstrap(
     table = np.asarray(values, dtype=float)
     totals = cluster_totals(np.column_stack([table.T, np.ones(table.shape[1])]), clusters)
     drawn = resample_totals(totals, resamples, rng)
-    weights = rng.multinomial(len(table), np.full(len(table), 1 / len(table)), size=resamples) / len(table)
+    count = len(table)
+    shift = rng.multinomial(count, np.full(count, 1 / count), size=resamples) / count - 1 / count
+    weights = 1 / count + shift * np.sqrt(count / max(1, count - 1))
     draws = (drawn[:, :-1] * weights).sum(1) / drawn[:, -1]
     return float(table.mean()), *percentile_interval(draws)
 

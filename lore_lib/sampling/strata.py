@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from lore_lib.config import Curriculum
+from lore_lib.config import Curriculum, GrpoConfig
 from lore_lib.errors import DataError
 
 STRATA = ("unsolved", "hard", "medium", "easy", "solved")  # from no sample right to all right
@@ -118,6 +118,43 @@ def pool_counts(sampled: pd.DataFrame, pool: pd.DataFrame, share: float) -> pd.D
         groups[name] = pool.iloc[list(curriculum_window(len(pool), progress, share))]
     rows = pd.concat(part.assign(system=name) for name, part in groups.items())
     return rows.groupby(["system", "stratum"], sort=False).size().rename("pairs").reset_index()
+
+
+def pool_reasons(sampled: pd.DataFrame, pool: pd.DataFrame) -> pd.DataFrame:
+    """How many pairs of each stratum the pool took for which reason, and how many it left out.
+
+    Args:
+        sampled: every pair: pair_id, stratum.
+        pool: what `hard_sample_pool` made of them: pair_id, reason.
+
+    Returns:
+        Pairs, a row per stratum, columns learnable, retained and "left out".
+    """
+    reason = sampled["pair_id"].map(pool.set_index("pair_id")["reason"]).fillna("left out")
+    counts = pd.crosstab(sampled["stratum"], reason.rename("reason"))
+    return counts.reindex(list(STRATA), columns=["learnable", "retained", "left out"], fill_value=0)
+
+
+def window_shares(pool: pd.DataFrame, config: GrpoConfig, stops: int = 9) -> pd.DataFrame:
+    """What stands in the window of the recipe's curriculum along training.
+
+    Args:
+        pool: the ordered pool, with its stratum.
+        config: the curriculum (the first one), its window and how many rollouts there are.
+        stops: rollouts to look at, evenly spread from the first to the last.
+
+    Returns:
+        Share of the window's pairs by rollout (rows, from 1) and stratum (columns, easy ones first).
+    """
+    last = max(1, config.rollouts - 1)
+    places = np.unique(np.linspace(0, config.rollouts - 1, stops).round().astype(int))
+    how = config.window_share, config.curricula[0], config.prompts_per_rollout
+    windows = {place + 1: curriculum_window(len(pool), place / last, *how) for place in places}
+    shares = {
+        name: pool["stratum"].iloc[list(at)].value_counts(normalize=True) for name, at in windows.items()
+    }
+    table = pd.DataFrame(shares).T.reindex(columns=["easy", "medium", "hard", "solved"], fill_value=0.0)
+    return table.rename_axis(index="rollout", columns="stratum")
 
 
 def curriculum_window(

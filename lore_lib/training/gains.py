@@ -68,6 +68,24 @@ def verdicts(gains: pd.DataFrame) -> pd.DataFrame:
     return counts.reindex(columns=["rose", "fell", "within its interval"], fill_value=0)
 
 
+def against_the_paper(gains: pd.DataFrame, k: int) -> str:
+    """What the runs say about the paper's pair of effects, in a sentence.
+
+    An interval that reaches 0 does not show that nothing was lost: the lowest bound says how much may be.
+
+    Args:
+        gains: as `run_gains` gives them.
+        k: tries of pass@k.
+    """
+    first, reach = (gains[gains.metric == f"pass@{tries} gain"] for tries in (1, k))
+    rose, fell = int((first.low > 0).sum()), int((reach.high < 0).sum())
+    kept = f"is shown to fall in {fell}" if fell else "is not shown to fall"
+    return (
+        f"Paper: pass@1 rises, pass@{k} is kept. Of {len(reach)} runs here pass@1 is shown to rise in {rose};"
+        f" pass@{k} {kept} (lowest bound {reach.low.min():+.3f})."
+    )
+
+
 def run_gains(
     scored: Mapping[str, pd.DataFrame],
     start: pd.DataFrame,

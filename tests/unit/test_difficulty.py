@@ -6,13 +6,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lore_lib.config import GrpoConfig
 from lore_lib.errors import DataError
 from lore_lib.sampling.strata import (
     STRATA,
     curriculum_order,
     curriculum_window,
     hard_sample_pool,
+    pool_reasons,
     stratify,
+    window_shares,
 )
 
 
@@ -110,3 +113,25 @@ def test_curriculum_strews_retained_pairs_and_shuffles_within_a_stratum() -> Non
     assert max(windows) - min(windows) <= 1
     assert first["pair_id"].tolist() != second["pair_id"].tolist()
     assert first["pair_id"].tolist() == curriculum_order(pool, np.random.default_rng(1))["pair_id"].tolist()
+
+
+def test_every_sampled_pair_is_counted_with_the_reason_for_which_it_is_in_the_pool_or_not() -> None:
+    sampled = stratify(pairs_of([0, 0, 2, 5, 7, 8, 8, 8]))
+    pool = hard_sample_pool(sampled, 0.25, 4, np.random.default_rng(0))
+    table = pool_reasons(sampled, pool)
+    assert table.to_numpy().sum() == 8
+    assert table.loc["unsolved"].tolist() == [0, 0, 2]
+    assert table.loc["solved"].tolist() == [0, 1, 2]
+    assert table.loc["hard"].tolist() == [1, 0, 0]
+
+
+def test_window_shares_by_hand() -> None:
+    """Ten easy and ten hard pairs, a window of ten, eleven rollouts: one hard pair more in each."""
+    pool = stratify(pairs_of([7] * 10 + [1] * 10)).assign(reason="learnable")
+    table = window_shares(pool, GrpoConfig(rollouts=11, prompts_per_rollout=4), stops=11)
+    assert table.index.tolist() == list(range(1, 12))
+    assert table["hard"].tolist() == pytest.approx(np.arange(11) / 10)
+    assert table["easy"].tolist() == pytest.approx(1 - np.arange(11) / 10)
+    assert not table[["medium", "solved"]].to_numpy().any()
+    alone = window_shares(pool, GrpoConfig(rollouts=1, curricula=("shuffled",)))
+    assert alone.loc[1, ["easy", "hard"]].tolist() == [0.5, 0.5]

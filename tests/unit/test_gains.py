@@ -8,7 +8,7 @@ import pytest
 
 from lore_lib.config import Curriculum, GrpoConfig, Policy
 from lore_lib.sampling.intervals import cluster_bootstrap, crossed_bootstrap
-from lore_lib.training.gains import look_gains, run_gains, verdicts, way_gains
+from lore_lib.training.gains import against_the_paper, look_gains, run_gains, verdicts, way_gains
 from lore_lib.training.grpo_job import system_names, variants
 
 PAIRS = 60
@@ -83,8 +83,8 @@ def test_an_interval_over_trainings_too_is_as_wide_as_both_sources(rng: np.rando
     alone = cluster_bootstrap(rows, queries, 2000, rng)
     assert mean == pytest.approx(rows.mean())
     assert alone[1] - alone[0] < high - low
-    # of three trainings at -.1, 0, .1 a resampled mean has a deviation of .0816 / sqrt(3)
-    wide = 2 * 1.96 * np.hypot(0.0816 / 3**0.5, rows.std() / 400**0.5)
+    # of three trainings at -.1, 0, .1 the mean has a deviation of .1 / sqrt(3)
+    wide = 2 * 1.96 * np.hypot(0.1 / 3**0.5, rows.std() / 400**0.5)
     assert high - low == pytest.approx(wide, rel=0.12)
     equal = crossed_bootstrap(np.tile(rows, (3, 1)), queries, 2000, rng)
     assert equal[2] - equal[1] == pytest.approx(alone[1] - alone[0], rel=0.1)
@@ -98,6 +98,21 @@ def test_a_move_is_one_when_its_interval_leaves_out_zero() -> None:
     table = verdicts(gains)
     assert table.loc["pass@1 gain"].tolist() == [1, 0, 1]
     assert table.loc["pass@8 gain"].tolist() == [0, 1, 1]
+
+
+def test_what_is_said_of_the_paper_counts_runs_and_names_the_lowest_bound() -> None:
+    gains = pd.DataFrame(
+        {
+            "metric": ["pass@1 gain"] * 2 + ["pass@4 gain"] * 2,
+            "low": [0.01, -0.01, -0.05, -0.02],
+            "high": 0.03,
+        }
+    )
+    said = against_the_paper(gains, 4)
+    assert "Of 2 runs here pass@1 is shown to rise in 1; pass@4 is not shown to fall" in said
+    assert "(lowest bound -0.050)" in said
+    gains.loc[2, "high"] = -0.01
+    assert "pass@4 is shown to fall in 1 (lowest bound -0.050)" in against_the_paper(gains, 4)
 
 
 def test_looks_are_compared_by_seed_with_students_interval() -> None:

@@ -12,6 +12,7 @@ from lore_lib.sampling.intervals import (
     cluster_bootstrap,
     cluster_intervals,
     cluster_totals,
+    crossed_bootstrap,
     paired_difference,
     resample_totals,
 )
@@ -103,6 +104,27 @@ def test_fifty_thousand_rows_take_a_moment() -> None:
     started = time.perf_counter()
     cluster_bootstrap(rng.random(50_000), rng.integers(0, 5_000, 50_000), 1000, rng)
     assert time.perf_counter() - started < 5
+
+
+def test_three_trainings_are_spread_by_the_root_of_three_halves() -> None:
+    """One resample in 27 draws the highest training alone, so the ends are the outer trainings, scaled."""
+    trainings = np.repeat([[-0.1], [0.0], [0.1]], 2, axis=1)
+    found = crossed_bootstrap(trainings, ["a", "b"], 4000, np.random.default_rng(0))
+    assert found == pytest.approx((0, -0.1 * 1.5**0.5, 0.1 * 1.5**0.5))
+    assert crossed_bootstrap(trainings[2:], ["a", "b"], 100, np.random.default_rng(0)) == pytest.approx(
+        (0.1, 0.1, 0.1)
+    )
+
+
+@pytest.mark.parametrize(("of_trainings", "least", "most"), [(1.0, 0.70, 0.80), (0.1, 0.90, 0.98)])
+def test_three_trainings_cover_as_the_docstring_says(of_trainings: float, least: float, most: float) -> None:
+    """The truth is 0; 40 queries have a deviation of 0.01 where trainings dominate, else of 1."""
+    rng, of_queries, hits = np.random.default_rng(5), 0.01 if of_trainings == 1 else 1.0, 0
+    for _ in range(400):
+        trainings = rng.normal(0, of_trainings, (3, 1)) + rng.normal(0, of_queries, 40)
+        _, low, high = crossed_bootstrap(trainings, np.arange(40), 300, rng)
+        hits += low <= 0 <= high
+    assert least <= hits / 400 <= most
 
 
 def test_groups_have_their_means_and_the_intervals_of_a_bootstrap_over_their_own_queries() -> None:

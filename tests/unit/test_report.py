@@ -12,7 +12,7 @@ from rich.console import Console
 from lore_lib.artifacts import Metric
 from lore_lib.errors import ArtifactError
 from lore_lib.run.report import as_json, gather, print_summary, write_html
-from lore_lib.run.stage import open_stage
+from lore_lib.run.stage import STAGES, open_stage
 from lore_lib.viz.report import format_cell, format_interval, format_seconds, format_value, summarise_stage
 
 HOSTILE = "<script>alert('x')</script>"
@@ -114,6 +114,12 @@ def test_a_summary_has_a_row_per_system_and_a_column_per_headline(kit: Any) -> N
     assert found == {"one": [1, 2], "two": [3, None]}
     assert summarise_stage(stage.finish(), ("absent",)) is None
     assert format_cell(None) == ""
+
+
+def test_a_headline_of_pass_at_k_follows_the_k_of_the_run() -> None:
+    headlines = STAGES["04_pass_at_8"].headlines_of({"sampling": {"k": 4}})
+    assert headlines == ("pass@1", "vote", "pass@4", "parse rate")
+    assert STAGES["06_rair"].headlines_of({}) == STAGES["06_rair"].headlines
 
 
 def test_json_holds_every_metric(run: str) -> None:
