@@ -29,7 +29,7 @@ class Probe(TrainerCallback):
         self._job = job
         self.pairs = read_parquet(job.probe)
         self._sampling = Sampling(
-            job.probe_n, job.temperature, job.max_completion_tokens, job.batch_completions, job.seed
+            job.probe_n, job.temperature, job.max_completion_tokens, job.batch_completions, job.stream
         )
         self.trainer: GRPOTrainer | None = None
 

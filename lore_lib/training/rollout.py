@@ -41,7 +41,7 @@ def schedule(job: GrpoJob, size: int) -> list[np.ndarray]:
         window = curriculum_window(
             size, progress, job.window_share, job.variant.curriculum, job.prompts_per_rollout
         )
-        places.append(generator(job.seed, "prompts", rollout).permutation(np.array(window)))
+        places.append(generator(job.stream, "prompts", rollout).permutation(np.array(window)))
     return places
 
 
@@ -145,7 +145,7 @@ class Rollout:
             job.temperature,
             job.max_completion_tokens,
             job.batch_completions,
-            derive_seed(job.seed, "rollout", trainer.state.global_step, 0, refill),
+            derive_seed(job.stream, "rollout", trainer.state.global_step, 0, refill),
         )
         share = accelerator.process_index, accelerator.num_processes
         with sampler(job, trainer) as engine:

@@ -88,6 +88,7 @@ def job(tiny_model: Path, tmp_path: Path) -> GrpoJob:
         probe_every_rollouts=1,
         probe_n=2,
         seed=3,
+        stream=11,
     )
 
 
@@ -473,7 +474,21 @@ def test_the_schedule_slides_from_easy_to_hard_and_never_repeats_within_a_rollou
     assert all(sorted(drawn.tolist()) == list(range(40)) for drawn in shuffled)
     again = schedule(long, 40)
     assert all((one == other).all() for one, other in zip(places, again, strict=True))
-    assert not (places[0] == schedule(replace(long, seed=9), 40)[0]).all()
+    assert not (places[0] == schedule(replace(long, stream=9), 40)[0]).all()
+    assert (places[0] == schedule(replace(long, seed=9), 40)[0]).all(), "a number in the rows, no more"
+
+
+def test_runs_of_two_projects_draw_different_prompts_under_the_same_numbers(tmp_path: Path) -> None:
+    files = {name: tmp_path / name for name in ("pool", "probe", "out")}
+    first, second = (
+        [grpo_job(load_config(seed=root), "base", **files, seed=seed) for seed in (0, 1, 2)]
+        for root in (17, 18)
+    )
+    assert [job.seed for job in first] == [job.seed for job in second] == [0, 1, 2]
+    assert len({job.stream for job in (*first, *second)}) == 6
+    assert first[0].stream == grpo_job(load_config(), "base", **files, seed=0).stream
+    assert grpo_config(first[1]).seed == first[1].stream
+    assert (schedule(first[0], 400)[0] != schedule(second[0], 400)[0]).any()
 
 
 @pytest.mark.parametrize("policy", get_args(Policy))
