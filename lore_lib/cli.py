@@ -116,6 +116,26 @@ def report_command(
     console.print(f"report: {write_html(run)}", markup=False, soft_wrap=True)
 
 
+@commands.command("seeds", rich_help_panel=RUNS)
+def seeds_command(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Folder names under outputs.")],
+    stage: Annotated[str, typer.Option(help="Stage whose numbers are compared.")] = "04_pass_at_8",
+    json: Annotated[bool, typer.Option("--json", help="Print the table as JSON instead.")] = False,
+) -> None:
+    """Compare runs that differ in their seed: each number's mean, 95 % interval over runs, extremes."""
+    from lore_lib.run.runner import select_stages
+    from lore_lib.run.seeds import differing_settings, over_seeds
+
+    (spec,) = select_stages(only=[stage])
+    table = over_seeds(runs, spec.name)
+    if json:
+        typer.echo(table.to_json(orient="records", indent=2))
+        return
+    typer.echo(table.round(3).to_string(index=False))
+    if differing := differing_settings(runs, spec.name):
+        typer.echo(f"the runs differ in {', '.join(differing)} too")
+
+
 @commands.command("diagnose", rich_help_panel=RUNS)
 def diagnose_command(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Folder name under outputs.")] = "demo",

@@ -107,12 +107,16 @@ def _device(config: Config) -> Check:
 
 
 def _engines(config: Config) -> Check:
-    chosen = f"{config.sampling.engine}, teacher {config.cot.teacher}, captioner {config.features.captioner}"
+    chosen = (
+        f"{config.sampling.engine}, rollouts {config.grpo.engine}, teacher {config.cot.teacher}, captioner "
+        f"{config.features.captioner}"
+    )
     try:
         require_built(config)
     except LoreError as error:
         return Check("engines", chosen, str(error))
-    if "vllm" in (config.sampling.engine, config.cot.teacher) and importlib.util.find_spec("vllm") is None:
+    of_vllm = "vllm" in (config.sampling.engine, config.cot.teacher) or config.grpo.engine != "hf"
+    if of_vllm and importlib.util.find_spec("vllm") is None:
         return Check("engines", chosen, 'vllm is not installed: pip install -e ".[vllm]"')
     return Check("engines", chosen)
 

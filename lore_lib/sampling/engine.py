@@ -295,6 +295,7 @@ class HfEngine:
                 max_new_tokens=step,
                 pad_token_id=self.tokenizer.pad_token_id,
                 eos_token_id=self.tokenizer.eos_token_id,
+                synced_gpus=False,  # processes that train together sample each at its own pace
                 **_how(sampling.temperature),
             )
             for row, tokens in zip(going, sequences[:, ids.shape[1] :].tolist(), strict=True):

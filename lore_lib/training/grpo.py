@@ -48,6 +48,7 @@ from lore_lib.training.sft import (
     processes,
     quiet_trl,
 )
+from lore_lib.training.sharding import check_sharded
 
 _ELSEWHERE = ("pool", "probe", "out", "micro_batch", "device", "engine_memory", "url")
 """Fields of a job that do not decide its result."""
@@ -86,6 +87,7 @@ def train_grpo(job: GrpoJob) -> Path:
     Raises:
         DataError: a pool of fewer prompts than one rollout takes.
         ArtifactError: the folder holds the checkpoints of another job.
+        ConfigError: sharding asked for on CPUs.
         EngineError: a gradient is not finite, memory runs out, or vLLM is not there or ends; the last
             checkpoint and the best look's weights stay.
     """
@@ -117,6 +119,7 @@ def train_grpo(job: GrpoJob) -> Path:
             peft_config=lora_config(job.lora_rank),
             rollout_func=rollout,
         )
+        check_sharded(trainer)
         if arguments.use_cpu:
             score_labelled_positions(model, job.temperature)
         probe.trainer = trainer

@@ -23,6 +23,7 @@ from lore_lib.sampling.pass_at_k import summarise
 from lore_lib.training.grpo_job import GrpoJob
 from lore_lib.training.lean import ROWS_AT_ONCE
 from lore_lib.training.rollout import sampler
+from lore_lib.training.sharding import gathered_weights
 
 PROBES = "probes.jsonl"
 BEST = "best"
@@ -162,8 +163,7 @@ def _keep(trainer: GRPOTrainer, folder: Path) -> None:
 
     All processes take part, for sharded weights are gathered; the first one writes.
     """
-    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-    weights = trainer.accelerator.get_state_dict(trainer.model) if sharded else None
+    weights = gathered_weights(trainer)
     if trainer.is_world_process_zero():
         model = trainer.accelerator.unwrap_model(trainer.model)
         replace_folder(folder, model, trainer.processing_class, weights)

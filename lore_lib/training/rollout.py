@@ -25,6 +25,7 @@ from lore_lib.sampling.strata import curriculum_window
 from lore_lib.sampling.vllm_engine import VllmEngine
 from lore_lib.training.grpo_job import GrpoJob
 from lore_lib.training.rewards import best_hack, habits, reward, training_progress
+from lore_lib.training.sharding import whole_weights
 
 LEAST_SIGNAL = 0.25  # a refill draws at most 1 / LEAST_SIGNAL groups for one that is missing
 
@@ -61,7 +62,8 @@ def sampler(job: GrpoJob, trainer: GRPOTrainer) -> Iterator[Engine]:
         elif job.engine == "server":
             yield ServerEngine("grpo", job.base, job.url, trainer.processing_class, setting="grpo.url")
         else:
-            yield HfEngine(model, trainer.processing_class)
+            with whole_weights(trainer):
+                yield HfEngine(model, trainer.processing_class)
     finally:
         model.train()
 

@@ -6,9 +6,10 @@ groups by length over ``batch_pairs``, and gradients are averaged over the token
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +28,11 @@ from lore_lib.completion import reader_of
 from lore_lib.config import Config
 from lore_lib.device import out_of_memory, resolve_device
 from lore_lib.errors import ConfigError, DataError, EngineError
+from lore_lib.rng import derive_seed
 from lore_lib.sampling.engine import chat_text, load_model, load_tokenizer, no_weight_bars
 from lore_lib.training.checkpoints import claim_folder, drop_checkpoints, last_whole_checkpoint
 from lore_lib.training.head import score_labelled_positions
+from lore_lib.training.sharding import check_sharded, gathered_weights
 
 FINISHED = "history.jsonl"
 """Written last: its presence means that the folder holds a whole model."""
@@ -99,7 +102,8 @@ def train_sft(job: SftJob) -> Path:
         DataError: no rows, rows of one label alone, or rows that are longer than ``max_sequence_tokens`` or
             than the model's context.
         ArtifactError: the folder holds the checkpoints of another job.
-        ConfigError: a batch that the devices cannot share evenly, or several GPUs for one process.
+        ConfigError: a batch that the devices cannot share evenly, several GPUs for one process, or sharding
+            asked for on CPUs.
         EngineError: the loss is not a number, or memory ran out.
     """
     if (job.out / FINISHED).exists():
@@ -117,6 +121,7 @@ def train_sft(job: SftJob) -> Path:
     claim_folder(job, job.out, _ELSEWHERE)
     with quiet_trl():
         trainer = sft_trainer(job, model, tokenizer, data)
+        check_sharded(trainer)
         if processes() == 1:
             trainer.remove_callback(PrinterCallback)
         try:
@@ -163,13 +168,31 @@ def sft_trainer(job: SftJob, model: PreTrainedModel, tokenizer: Any, data: pd.Da
     return trainer
 
 
+class _Order(LengthGroupedSampler):
+    """An order for each epoch that follows from the seed alone.
+
+    Left to itself the sampler draws from torch's global state, which a resumed run has at hand only after the
+    order of its epoch is drawn: from the second epoch on it would see other batches.
+    """
+
+    def __init__(self, seed: int, epoch: Callable[[], int], batch: int, lengths: list[int]) -> None:
+        super().__init__(batch, lengths=lengths, generator=torch.Generator())
+        self._seed, self._epoch = seed, epoch
+
+    def __iter__(self) -> Iterator[int]:
+        self.generator.manual_seed(derive_seed(self._seed, "order", self._epoch()))
+        yield from super().__iter__()
+
+
 class _Trainer(SFTTrainer):
     """TRL's, with batches that do not depend on how they are shared, and no step on a loss that is none."""
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> LengthGroupedSampler:
         data = self.train_dataset if train_dataset is None else train_dataset
         whole = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return LengthGroupedSampler(whole, lengths=[len(ids) for ids in data["input_ids"]])
+        updates = math.ceil(len(data) / whole)
+        lengths = [len(ids) for ids in data["input_ids"]]
+        return _Order(self.args.data_seed, lambda: self.state.global_step // updates, whole, lengths)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss: torch.Tensor = super().training_step(*args, **kwargs)
@@ -284,8 +307,7 @@ def save_model(trainer: Any, folder: Path) -> None:
     All processes take part, for sharded weights are gathered; the first one writes.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
-    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-    weights = trainer.accelerator.get_state_dict(trainer.model) if sharded else None
+    weights = gathered_weights(trainer)
     if not trainer.is_world_process_zero():
         return
     with no_weight_bars():

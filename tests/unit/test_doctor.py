@@ -45,7 +45,11 @@ def test_an_optional_package_that_is_absent_is_no_fault(outputs: Path) -> None:
 
 @pytest.mark.parametrize(
     "chosen",
-    [{"sampling.engine": "vllm", "runtime.workers": 1}, {"cot.teacher": "vllm", "cot.teacher_model": "m"}],
+    [
+        {"sampling.engine": "vllm", "runtime.workers": 1},
+        {"grpo.engine": "server"},
+        {"cot.teacher": "vllm", "cot.teacher_model": "m"},
+    ],
 )
 def test_an_engine_that_is_chosen_must_be_installed(
     outputs: Path, monkeypatch: pytest.MonkeyPatch, chosen: dict[str, Any]

@@ -1,10 +1,7 @@
 """The engines agree: the same greedy completions token by token, the same counts, reasons and rows."""
 
-import json
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,7 @@ from lore_lib.sampling.engine import (
     HfEngine,
     SampleJob,
     Sampling,
+    chat_text,
     load_model,
     load_tokenizer,
     run_sample_job,
@@ -64,88 +62,16 @@ def adapter(ending: Path, tmp_path: Path) -> Path:
     return tmp_path / "adapter"
 
 
-class Server:
-    """Decodes greedily, one forward pass for each token: as plain as can be, and none of ours.
-
-    ``trouble(number of the call, body)`` may return a status instead.
-    """
-
-    def __init__(self, model: Path, name: str) -> None:
-        self.model, self.tokenizer = load_model(str(model)), load_tokenizer(str(model))
-        self.names = [name]
-        self.bodies: list[dict[str, Any]] = []
-        self.trouble: Callable[[int, dict[str, Any]], tuple[int, str]] = lambda number, body: (200, "")
-        self.counts_tokens = True
-        self._lock = threading.Lock()
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                self.say(200, {"data": [{"id": name} for name in server.names]})
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with server._lock:
-                    server.bodies.append(body)
-                    status, said = server.trouble(len(server.bodies) - 1, body)
-                    answer = server.complete(body) if status == 200 else {"error": said}
-                self.say(status, answer)
-
-            def say(self, status: int, value: Any) -> None:
-                sent = json.dumps(value).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(sent)))
-                self.end_headers()
-                self.wfile.write(sent)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
-        self._thread.start()
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
-
-    def complete(self, body: dict[str, Any]) -> dict[str, Any]:
-        text = self.tokenizer.apply_chat_template(
-            body["messages"], tokenize=False, add_generation_prompt=True
-        )
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        start, end = len(ids), self.tokenizer.eos_token_id
-        while len(ids) - start < body["max_tokens"] and ids[-1:] != [end]:
-            with torch.no_grad():
-                ids.append(int(self.model(torch.tensor([ids])).logits[0, -1].argmax()))
-        said = ids[start:]
-        text = self.tokenizer.decode(said[:-1] if said[-1] == end else said)
-        reason = "stop" if said[-1] == end else "length"
-        answer: dict[str, Any] = {"choices": [{"message": {"content": text}, "finish_reason": reason}]}
-        if self.counts_tokens:
-            answer["usage"] = {"prompt_tokens": start, "completion_tokens": len(said)}
-        return answer
-
-    def stop(self) -> None:
-        if not self._thread.is_alive():
-            return
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-
 @pytest.fixture
-def server(ending: Path) -> Iterator[Server]:
-    running = Server(ending, "tuned")
-    yield running
-    running.stop()
+def server(ending: Path, serve_model: Callable[[Path, str], Any]) -> Any:
+    return serve_model(ending, "tuned")
 
 
 async def at_once(seconds: float) -> None:
     await anyio.lowlevel.checkpoint()
 
 
-def client(server: Server, **settings: Any) -> ServerEngine:
+def client(server: Any, **settings: Any) -> ServerEngine:
     return ServerEngine("tuned", "models/tuned", server.url, server.tokenizer, sleep=at_once, **settings)
 
 
@@ -154,7 +80,7 @@ def hf(ending: Path) -> HfEngine:
     return HfEngine(load_model(str(ending)), load_tokenizer(str(ending)))
 
 
-def test_a_server_and_the_local_engine_agree_token_by_token(server: Server, hf: HfEngine) -> None:
+def test_a_server_and_the_local_engine_agree_token_by_token(server: Any, hf: HfEngine) -> None:
     expected = hf.generate(PROMPTS, GREEDY)
     assert {g.finish_reason for row in expected for g in row} == {"stop", "length"}
     assert client(server).generate(PROMPTS, GREEDY) == expected
@@ -162,10 +88,42 @@ def test_a_server_and_the_local_engine_agree_token_by_token(server: Server, hf: 
     assert client(server).generate([], GREEDY) == []
 
 
-def test_tokens_are_counted_here_where_the_server_does_not(server: Server, hf: HfEngine) -> None:
+def test_tokens_are_counted_here_where_the_server_does_not(server: Any, hf: HfEngine) -> None:
     once = replace(GREEDY, max_completion_tokens=1)
     server.counts_tokens = False
     assert client(server).generate(PROMPTS[1:2], once) == hf.generate(PROMPTS[1:2], once)
+
+
+def test_a_server_continues_a_text_token_by_token_and_tells_their_probabilities(
+    server: Any, hf: HfEngine
+) -> None:
+    texts = [chat_text(hf.tokenizer, prompt) for prompt in PROMPTS]
+    expected = hf.draw(texts, GREEDY)
+    drawn = client(server).draw(texts, GREEDY)
+    assert [[one.tokens for one in group] for group in drawn] == [
+        [one.tokens for one in group] for group in expected
+    ]
+    for group in drawn:
+        for one in group:
+            assert one.logprobs is not None
+            assert len(one.logprobs) == len(one.tokens)
+            assert max(one.logprobs) < 0
+    sent = server.bodies[0]
+    assert (sent["n"], sent["logprobs"], sent["return_token_ids"]) == (2, 0, True)
+    assert len({body["seed"] for body in server.bodies}) == len(PROMPTS), "one seed for each prompt"
+
+
+@pytest.mark.parametrize("size", [2, 6])
+def test_processes_deal_the_drawing_out_and_draw_what_one_would(server: Any, hf: HfEngine, size: int) -> None:
+    texts = [chat_text(hf.tokenizer, prompt) for prompt in PROMPTS]
+    sampling = Sampling(n=2, max_completion_tokens=8, batch_completions=size)
+    for engine in (hf, client(server)):
+        whole = engine.draw(texts, sampling)
+        parts = [engine.draw(texts, sampling, (process, 2)) for process in (0, 1)]
+        assert [one or other for one, other in zip(*parts, strict=True)] == whole
+        assert not any(one and other for one, other in zip(*parts, strict=True))
+    assert all(any(part) for part in parts), "a server takes texts one by one"
+    assert client(server).draw([], sampling) == hf.draw([], sampling) == []
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
@@ -195,9 +153,7 @@ def test_vllm_and_the_local_engine_agree_token_by_token(
     assert adapted.generate(PROMPTS, GREEDY) == expected
 
 
-def test_the_rows_of_a_job_are_the_same_whoever_generates(
-    server: Server, ending: Path, tmp_path: Path
-) -> None:
+def test_the_rows_of_a_job_are_the_same_whoever_generates(server: Any, ending: Path, tmp_path: Path) -> None:
     pairs = pd.DataFrame({"pair_id": list("abc"), "query_id": "q", "prompt": PROMPTS})
     prompts = write_parquet(pairs, tmp_path / "prompts.parquet")
     local = SampleJob("tuned", str(ending), prompts, tmp_path / "hf.parquet", GREEDY)
@@ -206,7 +162,7 @@ def test_the_rows_of_a_job_are_the_same_whoever_generates(
     pd.testing.assert_frame_equal(*rows)
 
 
-def test_every_completion_has_its_own_seed_which_is_the_same_each_time(server: Server) -> None:
+def test_every_completion_has_its_own_seed_which_is_the_same_each_time(server: Any) -> None:
     for _ in range(2):
         client(server).generate(PROMPTS, GREEDY)
     seeds = [body["seed"] for body in server.bodies]
@@ -217,7 +173,7 @@ def test_every_completion_has_its_own_seed_which_is_the_same_each_time(server: S
 
 
 def test_the_whole_distribution_is_asked_for_and_a_server_that_knows_no_such_word_is_asked_without(
-    server: Server, hf: HfEngine
+    server: Any, hf: HfEngine
 ) -> None:
     client(server).generate(PROMPTS[:1], GREEDY)
     assert {(body["top_k"], body["min_p"], body["repetition_penalty"]) for body in server.bodies} == {
@@ -228,7 +184,7 @@ def test_the_whole_distribution_is_asked_for_and_a_server_that_knows_no_such_wor
 
 
 def test_a_passing_trouble_is_waited_out_and_a_lasting_one_leaves_nothing_half(
-    server: Server, hf: HfEngine
+    server: Any, hf: HfEngine
 ) -> None:
     server.trouble = lambda number, body: (503 if number < 3 else 200, "")
     assert client(server).generate(PROMPTS, GREEDY) == hf.generate(PROMPTS, GREEDY)
@@ -238,7 +194,7 @@ def test_a_passing_trouble_is_waited_out_and_a_lasting_one_leaves_nothing_half(
 
 
 def test_a_server_that_dies_between_two_parts_loses_none(
-    server: Server, ending: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Any, ending: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engines, "PART_BATCHES", 1)
     pairs = pd.DataFrame({"pair_id": list("abc"), "query_id": "q", "prompt": PROMPTS})
@@ -255,7 +211,7 @@ def test_a_server_that_dies_between_two_parts_loses_none(
     assert len(server.bodies) == 4 + 2 + 2
 
 
-def test_another_models_answers_are_not_taken(server: Server) -> None:
+def test_another_models_answers_are_not_taken(server: Any) -> None:
     server.names = ["somebody-else", "another"]
     with pytest.raises(
         EngineError, match="serves 'somebody-else', 'another' and not 'tuned'; start it with 'vllm"
@@ -267,7 +223,7 @@ def test_another_models_answers_are_not_taken(server: Server) -> None:
     assert {body["model"] for body in server.bodies} == {"models/tuned"}
 
 
-def test_a_server_that_is_not_there_is_named_with_the_command_that_starts_it(server: Server) -> None:
+def test_a_server_that_is_not_there_is_named_with_the_command_that_starts_it(server: Any) -> None:
     away = client(server, attempts=1)
     server.stop()
     with pytest.raises(EngineError, match=r"does not answer \(no connection.* 'vllm serve models/tuned"):

@@ -23,11 +23,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import count, product
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 import pandas as pd
@@ -393,6 +394,7 @@ class Hand:
         self.accelerator = SimpleNamespace(process_index=0, num_processes=1, unwrap_model=lambda model: model)
         self.model = load_model(str(folder)).train()
         self.state = SimpleNamespace(global_step=0, max_steps=6)
+        self.is_deepspeed_enabled = False
         self.asked: list[list[str]] = []
 
         def draw(engine: Any, texts: list[str], sampling: Any, share: Any) -> list[list[Drawn]]:
@@ -487,7 +489,11 @@ def test_a_rollout_draws_a_group_per_prompt_and_new_ones_at_each_step(tiny_model
     state = SimpleNamespace(global_step=0, max_steps=6)
     model, tokenizer = load_model(str(tiny_model)).train(), load_tokenizer(str(tiny_model))
     trainer: Any = SimpleNamespace(
-        model=model, accelerator=accelerator, state=state, processing_class=tokenizer
+        model=model,
+        accelerator=accelerator,
+        state=state,
+        processing_class=tokenizer,
+        is_deepspeed_enabled=False,
     )
     texts = ["navy", "a longer one"]
     rollout = Rollout(replace(job, window_share=1.0, max_refills=0), texts, ["L1", "L4"])
@@ -878,6 +884,99 @@ def test_two_processes_draw_the_rollouts_of_one_and_make_its_updates(job: GrpoJo
     assert two.grad_norm.tolist() == pytest.approx(one.grad_norm.tolist(), rel=1e-3)
     assert looks[2].examples.map(list).tolist() == looks[1].examples.map(list).tolist()
     assert looks[2].entropy.tolist() == pytest.approx(looks[1].entropy.tolist(), rel=1e-3)
+
+
+class Handed:
+    """TRL's hold on a server, without NCCL: the weights are handed over in this process."""
+
+    servers: ClassVar[list[Any]] = []
+    handed: ClassVar[list[int]] = []
+
+    def __init__(self, model: Any, mode: str, server_base_url: str, **_: Any) -> None:
+        assert mode == "server"
+        self._model = model
+        (self._server,) = (one for one in self.servers if one.url == f"{server_base_url}/v1")
+        info = {"model_config": {"logprobs_mode": "processed_logprobs"}}
+        self.vllm_client = SimpleNamespace(get_server_info=lambda: info)
+
+    def sync_weights(self) -> None:
+        self.handed.append(1)
+        self._server.model.load_state_dict(self._model.state_dict())
+
+
+@pytest.fixture
+def elsewhere(
+    job: GrpoJob, serve_model: Callable[[Path, str], Any], monkeypatch: pytest.MonkeyPatch
+) -> tuple[GrpoJob, Any]:
+    server = serve_model(Path(job.base), job.base)
+    monkeypatch.setattr(Handed, "servers", [server])
+    monkeypatch.setattr(Handed, "handed", [])
+    monkeypatch.setattr("trl.trainer.grpo_trainer.VLLMGeneration", Handed)
+    return replace(job, engine="server", url=server.url, device="cpu", window_share=1.0), server
+
+
+def test_a_server_draws_with_the_weights_of_the_moment(elsewhere: tuple[GrpoJob, Any], varied: None) -> None:
+    job, server = elsewhere
+    train_grpo(job)
+    history, probes = run_rows(job.out)
+    assert history.engine_gap.dropna().tolist() == pytest.approx([0.0] * 3, abs=1e-4)
+    assert history.grad_norm.min() > 0.01, "the weights move"
+    assert history.refill_share.dropna().tolist() == [2.0] * 3
+    assert probes.rollout.tolist() == [0, 1, 2, 3]
+    assert len(Handed.handed) == 1 + job.rollouts, "at each look, and not again for the rollout after it"
+    drawn = [body for body in server.bodies if "prompt" in body]
+    assert len({(*body["prompt"], body["seed"]) for body in drawn}) == len(drawn)
+
+
+def test_stale_weights_show_as_a_gap(
+    elsewhere: tuple[GrpoJob, Any], varied: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, _ = elsewhere
+    monkeypatch.setattr(Handed, "sync_weights", lambda self: None)
+    train_grpo(replace(job, learning_rate=0.1))
+    gap = run_rows(job.out)[0].engine_gap.dropna()
+    assert gap.iloc[0] == pytest.approx(0, abs=1e-4)
+    assert gap.iloc[-1] > 0.05
+
+
+def test_a_server_that_dies_in_a_rollout_ends_the_run_and_nothing_is_lost(
+    elsewhere: tuple[GrpoJob, Any], varied: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, server = elsewhere
+    # the first rollout has two prompts and two refills of four
+    server.trouble = lambda number, body: (200 if "messages" in body or number < 14 else 400, "")
+    with pytest.raises(EngineError, match=r"calls to http://127.* brought no completion .*refused"):
+        train_grpo(job)
+    kept = [path.name for path in job.out.glob("checkpoint-*")]
+    assert kept == ["checkpoint-2"]
+    server.trouble = lambda number, body: (200, "")
+    train_grpo(job)
+    assert run_rows(job.out)[0].step.tolist() == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_server_that_is_not_there_is_told_with_its_command(
+    job: GrpoJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nobody(**_: Any) -> None:
+        raise ConnectionError("can't be reached")
+
+    monkeypatch.setattr("trl.trainer.grpo_trainer.VLLMGeneration", nobody)
+    away = replace(job, engine="server", url="http://127.0.0.1:9/v1", device="cpu")
+    with pytest.raises(EngineError, match=r"grpo\.url=http://127\.0\.0\.1:9/v1 does not answer.*vllm serve"):
+        train_grpo(away)
+
+
+def test_an_update_that_runs_out_of_memory_names_the_two_knobs(
+    job: GrpoJob, varied: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(LeanTrainer, "_compute_loss", full)
+    with pytest.raises(
+        EngineError, match=r"out of memory with 64 .*micro_batch_completions \(to 32\), then features\.budget"
+    ):
+        train_grpo(job)
 
 
 @pytest.fixture

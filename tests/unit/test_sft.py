@@ -133,27 +133,29 @@ def test_no_rows_are_refused(job: SftJob) -> None:
         train_sft(job)
 
 
+@pytest.mark.parametrize("at", [4, 6])
 def test_a_killed_arm_resumes_to_the_same_weights_and_a_finished_one_is_kept(
-    job: SftJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    job: SftJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
+    """In the first epoch of three steps, and in the second, whose order is another."""
     train_sft(job)
     killed = replace(job, out=tmp_path / "killed")
     steps, step = count(1), SFTTrainer.training_step
 
-    def killed_at_the_fourth_step(self: SFTTrainer, *args: Any, **kwargs: Any) -> Any:
-        if next(steps) == 4:
+    def killed_there(self: SFTTrainer, *args: Any, **kwargs: Any) -> Any:
+        if next(steps) == at:
             raise Caught
         return step(self, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(SFTTrainer, "training_step", killed_at_the_fourth_step)
+        patch.setattr(SFTTrainer, "training_step", killed_there)
         with pytest.raises(Caught):
             train_sft(killed)
     assert not (killed.out / sft.FINISHED).exists()
-    assert [path.name for path in killed.out.glob("checkpoint-*")] == ["checkpoint-2"]
-    half_written = killed.out / "checkpoint-3"
+    assert [path.name for path in killed.out.glob("checkpoint-*")] == [f"checkpoint-{at - 2}"]
+    half_written = killed.out / f"checkpoint-{at - 1}"
     half_written.mkdir()
-    shutil.copy(killed.out / "checkpoint-2" / "model.safetensors", half_written)
+    shutil.copy(killed.out / f"checkpoint-{at - 2}" / "model.safetensors", half_written)
     train_sft(killed)
     whole, resumed = (load_file(folder / "model.safetensors") for folder in (job.out, killed.out))
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
