@@ -215,7 +215,7 @@ class GrpoConfig(_Frozen):
     easy_share: float = Field(default=0.2, ge=0, lt=1)  # share of the pool that is solved already
     probe_every_rollouts: int = Field(default=6, ge=1)  # rollouts between two looks at the dev pairs
     probe_pairs: int = Field(default=240, ge=1)  # dev pairs of a look; the best look's weights are kept
-    probe_completions: int = Field(default=4, ge=1)  # completions per dev pair of a look
+    probe_completions: int = Field(default=8, ge=1)  # completions per dev pair of a look, for its pass@k
     patience_looks: int = Field(default=4, ge=1)  # looks without a new best after which training stops
 
     _url = field_validator("url")(_no_secret)
@@ -489,6 +489,7 @@ PROFILE_TABLE: dict[str, tuple[Any, Any, Any]] = {
     "grpo.learning_rate": (None, 2e-5, 1e-5),
     "grpo.probe_every_rollouts": (1, 4, 20),
     "grpo.probe_pairs": (12, 120, None),
+    "grpo.probe_completions": (4, None, None),
     "rair.bootstrap": (200, None, None),
     "rair.limit": (12, None, None),
     "rair.pixel_seeds": ((0,), None, ()),

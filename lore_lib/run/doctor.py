@@ -171,7 +171,7 @@ def _training(config: Config) -> Check:
     """
     from lore_lib.training.estimate import (  # seconds to import
         grpo_needs,
-        matmul_rate,
+        reckoned_minutes,
         require_memory,
         sft_needs,
     )
@@ -185,7 +185,6 @@ def _training(config: Config) -> Check:
             require_memory(one, config)
     except LoreError as error:
         return Check("training", "does not fit", str(error))
-    rate = matmul_rate(config.model.device, config.model.dtype) / 2 * config.runtime.processes
-    each = [f"{name} {one}, {one.operations / rate / 60:,.1f} minutes" for name, one in needs.items()]
+    each = [f"{name} {one}, {reckoned_minutes(one, config):,.1f} minutes" for name, one in needs.items()]
     how = "reckoned with every row as long as it may be, at half of what a large product makes here"
     return Check("training", f"{'; '.join(each)} ({how})")

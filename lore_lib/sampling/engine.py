@@ -236,10 +236,6 @@ class HfEngine:
     def generate(self, prompts: Sequence[str], sampling: Sampling) -> list[list[Generation]]:
         """n completions for each user turn, in the order of ``prompts``."""
         texts = [chat_text(self.tokenizer, prompt) for prompt in prompts]
-        if not texts:
-            return []
-        lengths = [len(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
-        check_context(lengths, sampling, self.model.config.get_text_config().max_position_embeddings)
         return [
             [read_tokens(self.tokenizer, one.tokens) for one in drawn] for drawn in self.draw(texts, sampling)
         ]
@@ -252,6 +248,7 @@ class HfEngine:
         if not texts:
             return []
         lengths = [len(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+        check_context(lengths, sampling, self.model.config.get_text_config().max_position_embeddings)
         order = sorted(range(len(texts)), key=lambda i: (lengths[i], i))
         size = max(1, sampling.batch_completions // sampling.n)
         out: list[list[Drawn]] = [[] for _ in texts]
@@ -342,8 +339,12 @@ def sample_pairs(engine: Engine, prompts: pd.DataFrame, system: str, sampling: S
         One row per completion, columns ``SAMPLE_COLUMNS``; ``label`` is "" where the completion does not
         parse.
     """
-    drawn, reader = engine.generate(prompts.prompt.tolist(), sampling), reader_of(system)
-    rows = []
+    return sample_rows(prompts, engine.generate(prompts.prompt.tolist(), sampling), system)
+
+
+def sample_rows(prompts: pd.DataFrame, drawn: Sequence[Sequence[Generation]], system: str) -> pd.DataFrame:
+    """The rows of `sample_pairs` from completions that are drawn already, in the order of ``prompts``."""
+    rows, reader = [], reader_of(system)
     for pair_id, query_id, generations in zip(prompts.pair_id, prompts.query_id, drawn, strict=True):
         for index, generation in enumerate(generations):
             read = reader(generation.text)

@@ -3,6 +3,9 @@
 Each detector looks at rows, says whether its sign is there, and on what evidence; the remedy is the usual
 one. A sign that cannot be judged, because its rows are missing or too few, is left out.
 
+Groups that are trained on were chosen because their completions differ, so they could not show a collapse:
+entropy is read from the looks at fixed dev pairs, the marks of a hacked reward from the groups drawn first.
+
 The paper names four: pass@1 falls after tuning on chains while pass@8 does not (teacher and student read
 different contexts), the reward stops early (entropy collapse, or saturated prompts), the visual subset lags
 (the captions miss it), queries of one kind stay wrong (knowledge or a rule is missing). Its thresholds are
@@ -15,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from lore_lib.artifacts import read_parquet
@@ -25,6 +29,7 @@ from lore_lib.sampling.pass_at_k import summarise
 
 LEAST_ROLLOUTS = 6  # fewer are no training to judge
 LEAST_PAIRS = 10  # of a kind
+ENGINE_GAP = 0.05  # nats per token; the rounding of another engine moves it less, other weights more
 RESAMPLES = 500
 
 # By stage of the chain, what a kind of pair needs beyond the text that stands before the model.
@@ -66,6 +71,7 @@ class Artefacts:
         tuned: of the models after reinforcement learning: likewise.
         history: of the recipe's runs: `training.grpo_rows.history_rows`.
         probes: likewise, one row per look.
+        start: the tuned arm that reinforcement learning began with; "" for the last one.
     """
 
     pairs: pd.DataFrame
@@ -73,6 +79,16 @@ class Artefacts:
     tuned: pd.DataFrame
     history: pd.DataFrame
     probes: pd.DataFrame
+    start: str = ""
+
+    @property
+    def before(self) -> pd.DataFrame:
+        """The samples of the arm that reinforcement learning began with."""
+        if self.samples.empty:
+            return self.samples
+        systems = self.samples.system
+        rows: pd.DataFrame = self.samples[systems == (self.start or systems.iloc[-1])]
+        return rows
 
 
 def read_artefacts(run: Path) -> Artefacts:
@@ -91,7 +107,9 @@ def read_artefacts(run: Path) -> Artefacts:
         raise ArtifactError(f"{run} has no 01_features/prompts.parquet; run: lore run --run {run.name}")
     history, probes = (recipe(table("05_grpo", name)) for name in ("history", "probes"))
     samples, tuned = table("04_pass_at_8", "samples"), table("05_grpo", "samples")
-    return Artefacts(pairs[["pair_id", "query_id", "label", "kind"]], samples, tuned, history, probes)
+    pool = table("04_pass_at_8", "pool-samples")
+    start = str(pool.system.iloc[0]) if len(pool) else ""
+    return Artefacts(pairs[["pair_id", "query_id", "label", "kind"]], samples, tuned, history, probes, start)
 
 
 def recipe(rows: pd.DataFrame) -> pd.DataFrame:
@@ -152,39 +170,38 @@ def teacher_shift(artefacts: Artefacts) -> list[Finding]:
 def plateau(artefacts: Artefacts) -> list[Finding]:
     """Dev pairs stop improving early, and either entropy has collapsed or the prompts are used up."""
     history, probes = artefacts.history, artefacts.probes
-    if not _long(history) or probes.rollout.nunique() < 4:
+    if not _long(history) or not _has(probes, "entropy") or probes.rollout.nunique() < 4:
         return []
     looks = _looks(probes, "pass_at_1")
     early, last = looks.iloc[: len(looks) // 2 + 1].max(), looks.iloc[-1]
     stopped = bool(last <= early + 0.005)
-    first_entropy, last_entropy = _first(history, "entropy"), _last(history, "entropy")
+    entropy = _looks(probes, "entropy")
     flat = _last(history, "zero_variance_share")
     where = f"dev pass@1 {early:.3f} at half time, {last:.3f} at the end"
     return [
         Finding(
             "reward plateau: entropy collapse",
-            stopped and last_entropy < 0.25 * first_entropy,
-            f"{where}; entropy {first_entropy:.3f} -> {last_entropy:.3f} nats per token",
+            bool(stopped and entropy.iloc[-1] < 0.25 * entropy.iloc[0]),
+            f"{where}; entropy on dev pairs {entropy.iloc[0]:.3f} -> {entropy.iloc[-1]:.3f} nats per token",
             "nothing is left to explore: raise epsilon_high (clip-higher), lower grpo.learning_rate, raise "
             "sampling.temperature, or stop at the best look",
         ),
         Finding(
             "reward plateau: saturated prompts",
             stopped and flat > 0.6,
-            f"{where}; {flat:.0%} of the groups drawn last had no signal",
-            "draw harder prompts: a pool measured with the trained model, a larger sampling.pool_pairs, a "
-            "smaller grpo.easy_share",
+            f"{where}; {flat:.0%} of the last groups drawn first had no signal",
+            "draw prompts that are neither solved nor hopeless: a pool measured with the trained model, a "
+            "larger sampling.pool_pairs, where the reward is high a smaller grpo.easy_share",
         ),
     ]
 
 
 def lagging_kinds(artefacts: Artefacts) -> list[Finding]:
     """Pairs of one kind stay behind plain ones by more than their interval."""
-    tuned = artefacts.tuned
-    samples = tuned if len(tuned) else artefacts.samples
+    samples = artefacts.tuned if len(artefacts.tuned) else artefacts.before
     if samples.empty:
         return []
-    systems = samples.system.unique() if len(tuned) else samples.system.unique()[-1:]
+    systems = samples.system.unique()
     runs = [summarise(samples[samples.system == name], artefacts.pairs, 1) for name in systems]
     means = pd.concat(runs).groupby(["pair_id", "query_id"], as_index=False).pass_at_1.mean()
     scored = means.merge(artefacts.pairs[["pair_id", "kind"]], on="pair_id")
@@ -209,7 +226,7 @@ def lagging_kinds(artefacts: Artefacts) -> list[Finding]:
 
 def format_loss(artefacts: Artefacts) -> list[Finding]:
     """Completions stop parsing, or stop reasoning."""
-    if artefacts.probes.empty or not _long(artefacts.history):
+    if artefacts.probes.empty or not _long(artefacts.history, "no_reasoning_share"):
         return []
     parsed = _looks(artefacts.probes, "parse_rate")
     silent = _last(artefacts.history, "no_reasoning_share")
@@ -223,7 +240,7 @@ def format_loss(artefacts: Artefacts) -> list[Finding]:
         Finding(
             "reasoning is empty",
             silent > 0.2,
-            f"{silent:.0%} of the last completions state a label without reasoning",
+            f"{silent:.0%} of the last completions drawn first state a label without reasoning",
             "raise grpo.format_reward: it is paid only for a completion that reasons",
         ),
     ]
@@ -231,7 +248,7 @@ def format_loss(artefacts: Artefacts) -> list[Finding]:
 
 def length_drift(artefacts: Artefacts) -> list[Finding]:
     """Completions grow by a quarter or more, or are cut. (Shorter ones are what the paper saw.)"""
-    if artefacts.probes.empty or not _long(artefacts.history):
+    if artefacts.probes.empty or not _long(artefacts.history, "cut_share"):
         return []
     tokens, cut = (
         _looks(artefacts.probes, "mean_tokens"),
@@ -241,7 +258,8 @@ def length_drift(artefacts: Artefacts) -> list[Finding]:
         Finding(
             "length drifts up",
             bool(tokens.iloc[-1] > 1.25 * tokens.iloc[0] or cut > 0.05),
-            f"{tokens.iloc[0]:.1f} -> {tokens.iloc[-1]:.1f} tokens on dev pairs, {cut:.1%} of the last cut",
+            f"{tokens.iloc[0]:.1f} -> {tokens.iloc[-1]:.1f} tokens on dev pairs, {cut:.1%} of the last "
+            "completions drawn first are cut",
             "raise grpo.overlong_penalty, or sampling.max_completion_tokens where good answers are cut",
         )
     ]
@@ -249,15 +267,57 @@ def length_drift(artefacts: Artefacts) -> list[Finding]:
 
 def one_label(artefacts: Artefacts) -> list[Finding]:
     """The policy states nearly the same label for every pair."""
-    if not _long(artefacts.history):
+    if not _long(artefacts.history, "top_label_share"):
         return []
     share = _last(artefacts.history, "top_label_share")
     return [
         Finding(
             "one label for everything",
             share > 0.7,
-            f"{share:.0%} of the last completions state the same label",
+            f"{share:.0%} of the last completions drawn first state the same label",
             "balance the labels of the pool; grpo.outcome=exact pays nothing for the neighbour's label",
+        )
+    ]
+
+
+def hacked_reward(artefacts: Artefacts) -> list[Finding]:
+    """The reward is no more than a policy that never looks earns, or the reasoning names every label."""
+    history = artefacts.history
+    if not _long(history, "drawn_reward", "hack_reward", "stuffed_share"):
+        return []
+    earned, hack = _last(history, "drawn_reward"), _last(history, "hack_reward")
+    first, last = _first(history, "stuffed_share"), _last(history, "stuffed_share")
+    return [
+        Finding(
+            "a hack earns as much",
+            earned < hack + 0.05,
+            f"the last completions drawn first earn {earned:.3f}, the best hack of the pool {hack:.3f}",
+            "read completions of the last look; balance the labels of the pool, grpo.outcome=exact, or begin "
+            "with a better tuned arm",
+        ),
+        Finding(
+            "labels are stuffed into the reasoning",
+            last > 0.2 and last > first + 0.1,
+            f"{first:.0%} -> {last:.0%} of the completions drawn first name three labels or more in their "
+            "reasoning",
+            "the reasoning leaves open what the answer then guesses: reward the form of your chains, or stop "
+            "at an earlier look",
+        ),
+    ]
+
+
+def other_engine(artefacts: Artefacts) -> list[Finding]:
+    """vLLM draws from another distribution than the one that is trained."""
+    if not _long(artefacts.history, "engine_gap"):
+        return []
+    gap = _last(artefacts.history, "engine_gap")
+    return [
+        Finding(
+            "vLLM draws with other weights or precision",
+            gap > ENGINE_GAP,
+            f"log-probabilities of the last tokens drawn are {gap:.3f} nats from the trainer's, on average",
+            "float32 or bfloat16 alike on both sides (model.dtype, vllm serve --dtype), on a CPU "
+            "grpo.engine=hf; TRL's correction of the loss stays on, but is meant for rounding alone",
         )
     ]
 
@@ -291,31 +351,55 @@ def no_signal(artefacts: Artefacts) -> list[Finding]:
 
 
 def lost_reach(artefacts: Artefacts) -> list[Finding]:
-    """What several tries reach shrinks while the first try improves."""
+    """What several tries reach shrinks: on the test pairs, or on dev pairs where none were sampled yet."""
+    sign = "pass@k is lost"
+    remedy = (
+        "the policy narrows more than it learns: stop earlier, draw more prompts (sampling.pool_pairs) "
+        "or from the whole pool at all times (grpo.curricula=[shuffled])"
+    )
+    before, tuned = artefacts.before, artefacts.tuned
+    if len(before) and len(tuned):
+        k = int(min(rows.groupby(["system", "pair_id"]).size().min() for rows in (before, tuned)))
+        old = summarise(before, artefacts.pairs, k)
+        runs = [summarise(rows, artefacts.pairs, k) for _, rows in tuned.groupby("system", sort=False)]
+        if all(run.pair_id.equals(old.pair_id) for run in runs):
+            rng = generator(0, "diagnosis", "reach")
+            one, many = (
+                paired_difference(
+                    np.mean([run[name] for run in runs], axis=0), old[name], old.query_id, RESAMPLES, rng
+                )
+                for name in ("pass_at_1", "pass_at_k")
+            )
+            each = ", ".join(f"{run.pass_at_k.mean() - old.pass_at_k.mean():+.3f}" for run in runs)
+            evidence = (
+                f"on {len(old)} test pairs pass@1 {_points(one)}, pass@{k} {_points(many)} since the start "
+                f"(by run {each})"
+            )
+            return [Finding(sign, many[2] < 0, evidence, remedy)]
     if artefacts.probes.empty or not _long(artefacts.history):
         return []
     looks = [_looks(artefacts.probes, name) for name in ("pass_at_1", "pass_at_k")]
-    one, many = (each.iloc[-1] - each.iloc[0] for each in looks)
+    one_dev, many_dev = (each.iloc[-1] - each.iloc[0] for each in looks)
     tries = artefacts.probes.sort_values("rollout").groupby("seed").pass_at_k
-    each = ", ".join(f"{gain:+.3f}" for gain in tries.last() - tries.first())
-    return [
-        Finding(
-            "pass@k is lost",
-            bool(many < -0.03),
-            f"on dev pairs pass@1 {one:+.3f}, pass@k {many:+.3f} since the start (by seed {each})",
-            "the policy narrows more than it learns: stop earlier, draw more prompts (sampling.pool_pairs) "
-            "or from the whole pool at all times (grpo.curricula=[shuffled])",
-        )
-    ]
+    seeds = ", ".join(f"{gain:+.3f}" for gain in tries.last() - tries.first())
+    evidence = f"on dev pairs pass@1 {one_dev:+.3f}, pass@k {many_dev:+.3f} since the start (by seed {seeds})"
+    return [Finding(sign, bool(many_dev < -0.03), evidence, remedy)]
 
 
 DETECTORS: tuple[Callable[[Artefacts], list[Finding]], ...] = (
-    teacher_shift, plateau, lagging_kinds, format_loss, length_drift, one_label, no_signal, lost_reach,
+    teacher_shift, plateau, lagging_kinds, format_loss, length_drift, one_label, hacked_reward, no_signal,
+    lost_reach, other_engine,
 )  # fmt: skip
 
 
-def _long(history: pd.DataFrame) -> bool:
-    return len(history) > 0 and history.rollout.max() >= LEAST_ROLLOUTS
+def _has(rows: pd.DataFrame, *names: str) -> bool:
+    """Whether the columns are there; rows of an earlier run may lack them."""
+    return set(names) <= set(rows)
+
+
+def _long(history: pd.DataFrame, *names: str) -> bool:
+    """Whether there was a training to judge, and it logged these columns."""
+    return len(history) > 0 and history.rollout.max() >= LEAST_ROLLOUTS and _has(history, *names)
 
 
 def _first(history: pd.DataFrame, name: str) -> float:

@@ -279,6 +279,12 @@ def grpo_needs(config: Config, longest_prompt: int = 0, mean_tokens: float = 0) 
     )
 
 
+def reckoned_minutes(needs: Needs, config: Config) -> float:
+    """Time of a training that has the machine to itself, at half the rate of a large matrix product."""
+    rate = matmul_rate(config.model.device, config.model.dtype) / 2 * config.runtime.processes
+    return needs.operations / rate / 60
+
+
 def device_bytes(config: Config) -> int:
     """Memory that one training may use: what is free on the GPU or the machine, over the trainings at once.
 

@@ -160,20 +160,20 @@ def look_gains(probes: pd.DataFrame, config: GrpoConfig) -> pd.DataFrame:
 
     Returns:
         Columns as of `way_gains`; low and high are those of Student's t over seeds and do not cover the
-        choice of the dev pairs; n is the number of pairs.
+        choice of the dev pairs; n is the number of pairs, and k that of the looks' completions.
     """
     looks = probes.sort_values("rollout").groupby(["variant", "seed"])
     gain = looks.last(numeric_only=True) - looks.first(numeric_only=True)
     runs = pd.MultiIndex.from_product([[way.name for way in variants(config)], config.seeds])
     shape = len(config.curricula), len(config.policies), len(config.seeds)
-    called = {"pass_at_1": "pass@1 gain", "pass_at_k": f"pass@{config.probe_completions} gain"}
+    called = {"pass_at_1": "pass@1 gain", "pass_at_k": f"pass@{probes.n.iloc[0]} gain"}
     rows = []
     for column, metric in (called | {"mean_tokens": "tokens gain"}).items():
         for name, values in _compared(gain[column].reindex(runs).to_numpy().reshape(shape), config).items():
             spread = pd.Series(values).std() / len(values) ** 0.5  # NaN of one seed
             mean, half = values.mean(), student_t.ppf(0.975, len(values) - 1) * spread
             rows.append((name, metric, mean, mean - half, mean + half, values.min(), values.max()))
-    return pd.DataFrame(rows, columns=_COLUMNS).assign(seeds=len(config.seeds), n=config.probe_pairs)
+    return pd.DataFrame(rows, columns=_COLUMNS).assign(seeds=len(config.seeds), n=int(probes.pairs.iloc[0]))
 
 
 _COLUMNS = ["difference", "metric", "value", "low", "high", "lowest", "highest"]

@@ -15,6 +15,7 @@ from trl import GRPOConfig
 
 from lore_lib.config import Config, Curriculum, GrpoConfig, Policy, RolloutEngine
 from lore_lib.errors import DataError
+from lore_lib.rng import derive_seed
 from lore_lib.training.rewards import Grading
 from lore_lib.training.sft import hardware
 
@@ -70,7 +71,9 @@ class GrpoJob:
             "server", a ``vllm serve`` that takes its weights over NCCL.
         engine_memory: share of a GPU's memory that vLLM beside it takes.
         url: of the server, up to and with ``/v1``.
-        lora_rank, seed, dtype, device: as in supervised tuning.
+        seed: the run's number among its sisters, as rows and tables name it.
+        stream: root of its random streams.
+        lora_rank, dtype, device: as in supervised tuning.
     """
 
     base: str
@@ -100,6 +103,7 @@ class GrpoJob:
     url: str = ""
     lora_rank: int = 0
     seed: int = 0
+    stream: int = 0
     dtype: str = "float32"
     device: str = "auto"
 
@@ -125,7 +129,10 @@ def grpo_job(
     seed: int,
     variant: Variant = Variant(),
 ) -> GrpoJob:
-    """A job as `config.grpo`, `config.sampling` and `config.model` have it; arguments as in `GrpoJob`."""
+    """A job as `config.grpo`, `config.sampling` and `config.model` have it; arguments as in `GrpoJob`.
+
+    Its streams follow from the root seed and the run's, so that two projects do not draw the same prompts.
+    """
     g, s, m = config.grpo, config.sampling, config.model
     return GrpoJob(
         base=str(base),
@@ -155,6 +162,7 @@ def grpo_job(
         url=g.url,
         lora_rank=m.lora_rank,
         seed=seed,
+        stream=derive_seed(config.seed, "grpo", seed),
         dtype=m.dtype,
         device=m.device,
     )
@@ -231,7 +239,7 @@ def grpo_config(job: GrpoJob, processes: int = 1) -> GRPOConfig:
         logging_steps=1,
         log_completions=False,
         disable_tqdm=True,
-        seed=job.seed,
+        seed=job.stream,
         **_engine_settings(job),
         **hardware(job.device),
     )

@@ -1,4 +1,8 @@
-"""Looks at the dev pairs during a GRPO run: they pick the weights that are kept, and stop the run."""
+"""Looks at the dev pairs during a GRPO run: they pick the weights that are kept, and stop the run.
+
+The pairs are the same at each look, so what is measured on them can rise and fall freely. The groups that are
+trained on cannot tell as much: they were chosen because their completions differ.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +11,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from trl import GRPOTrainer
 
 from lore_lib.artifacts import read_jsonl, read_parquet, write_jsonl
-from lore_lib.sampling.engine import Sampling, no_weight_bars, sample_pairs
+from lore_lib.sampling.engine import Sampling, chat_text, no_weight_bars, read_tokens, sample_rows
 from lore_lib.sampling.pass_at_k import summarise
 from lore_lib.training.grpo_job import GrpoJob
+from lore_lib.training.lean import ROWS_AT_ONCE
 from lore_lib.training.rollout import sampler
 from lore_lib.training.sharding import gathered_weights
 
 PROBES = "probes.jsonl"
 BEST = "best"
+EXAMPLES = 3  # dev pairs of which a look keeps a completion to be read, each of another gold label
 
 
 class Probe(TrainerCallback):
@@ -30,7 +38,7 @@ class Probe(TrainerCallback):
         self._job = job
         self.pairs = read_parquet(job.probe)
         self._sampling = Sampling(
-            job.probe_n, job.temperature, job.max_completion_tokens, job.batch_completions, job.seed
+            job.probe_n, job.temperature, job.max_completion_tokens, job.batch_completions, job.stream
         )
         self.trainer: GRPOTrainer | None = None
 
@@ -53,8 +61,14 @@ class Probe(TrainerCallback):
     def _measure(self, rollout: int) -> list[float]:
         """Take a look, write its row, and return pass@1 of all looks so far."""
         assert self.trainer is not None
+        tokenizer = self.trainer.processing_class
+        texts = [chat_text(tokenizer, user) for user in self.pairs.prompt]
         with sampler(self._job, self.trainer) as engine:
-            samples = sample_pairs(engine, self.pairs, "probe", self._sampling)
+            drawn = engine.draw(texts, self._sampling)
+        answers = [[read_tokens(tokenizer, one.tokens) for one in group] for group in drawn]
+        samples = sample_rows(self.pairs, answers, "probe")
+        first = samples[samples["sample"] == 0].set_index("pair_id").completion
+        shown = self.pairs.drop_duplicates("label").pair_id.head(EXAMPLES)
         per_pair = summarise(samples, self.pairs[["pair_id", "query_id", "label"]], self._job.probe_n)
         path = self._job.out / PROBES
         rows = [row for row in (read_jsonl(path) if path.exists() else []) if row["rollout"] < rollout]
@@ -62,17 +76,58 @@ class Probe(TrainerCallback):
             "seed": self._job.seed,
             "variant": self._job.variant.name,
             "rollout": rollout,
+            "pairs": len(self.pairs),
+            "n": self._job.probe_n,
             "pass_at_1": float(per_pair.pass_at_1.mean()),
             "pass_at_k": float(per_pair.pass_at_k.mean()),
             "mean_tokens": float(samples.tokens.mean()),
             "parse_rate": float((samples.parse_kind == "ok").mean()),
-            "examples": samples.completion[:3].tolist(),
+            "entropy": policy_entropy(self.trainer, texts, [group[0].tokens for group in drawn]),
+            "examples": [{"pair_id": pair, "completion": first[pair]} for pair in shown],
         }
         if all(row["pass_at_1"] > earlier["pass_at_1"] for earlier in rows):
             _keep(self.trainer, self._job.out / BEST)
         if self.trainer.is_world_process_zero():
             write_jsonl(path, [*rows, row])
         return [earlier["pass_at_1"] for earlier in (*rows, row)]
+
+
+def policy_entropy(trainer: GRPOTrainer, texts: Sequence[str], completions: Sequence[list[int]]) -> float:
+    """Mean entropy of the next token, at the temperature of the draws, over the tokens of completions.
+
+    All processes take part, each with all rows, for a sharded model wants the same calls from each.
+
+    Args:
+        trainer: its model is asked, in evaluation mode, and goes back to training.
+        texts: prompts in the model's chat template.
+        completions: the tokens of one completion for each, which are enough to settle a mean.
+
+    Returns:
+        Nats per token.
+    """
+    prompts = trainer.processing_class(list(texts), add_special_tokens=False)["input_ids"]
+    rows = sorted(zip(prompts, completions, strict=True), key=lambda row: len(row[0]) + len(row[1]))
+    total, device = 0.0, trainer.accelerator.device
+    trainer.model.eval()
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        asked, said = zip(*rows[start : start + ROWS_AT_ONCE], strict=True)
+        parts = [_padded(asked, "left", device), _padded(said, "right", device)]
+        ids, mask = (torch.cat(both, dim=1) for both in zip(*parts, strict=True))
+        inside = parts[1][1]
+        with torch.no_grad():
+            _, entropies, _ = trainer._get_per_token_logps_and_entropies(
+                trainer.model, ids, mask, inside.shape[1], compute_entropy=True
+            )
+        total += float((entropies * inside).sum())
+    trainer.model.train()
+    return total / sum(map(len, completions))
+
+
+def _padded(rows: Sequence[list[int]], side: str, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens and their mask, (rows, longest)."""
+    ids = pad_sequence([torch.tensor(row) for row in rows], True, padding_side=side)
+    mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], True, padding_side=side)
+    return ids.to(device), mask.to(device)
 
 
 def out_of_patience(scores: Sequence[float], patience: int) -> bool:

@@ -7,6 +7,7 @@ and weights are not public, so the numbers here are ours.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,8 @@ SAME_SIDE = 0.3
 """What another label on the gold label's side of the L2 | L3 boundary is worth."""
 SOFT_LIMIT = 0.75
 """Share of the token limit from which a completion counts as long."""
+STUFFED = 3
+"""Labels named in the reasoning from which a completion counts as stuffed with them."""
 
 
 @dataclass(frozen=True)
@@ -130,12 +133,17 @@ def reward(
     return Reward(earned, form, length, "ok", read.label)
 
 
+def with_tokens(traces: pd.DataFrame, tokenizer: Any) -> pd.DataFrame:
+    """The traces with the length of each completion, the end token included, in a column ``tokens``."""
+    ids = tokenizer(traces.completion.tolist(), add_special_tokens=False)["input_ids"]
+    return traces.assign(tokens=[len(one) + 1 for one in ids])
+
+
 def prove_rewards(traces: pd.DataFrame, grading: Grading = Grading()) -> pd.DataFrame:
     """Check the grader on a whole training set before it trains anything.
 
     Args:
-        traces: columns pair_id, completion (right and well-formed), tokens (its length, the end token
-            included) and label.
+        traces: columns pair_id, completion (right and well-formed), tokens (see `with_tokens`) and label.
         grading: as in training; it is proven for the start and for the end of training.
 
     Returns:
@@ -210,11 +218,45 @@ def hacks(labels: Iterable[str], grading: Grading = Grading()) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["policy", "completion", "reward"])
 
 
+def best_hack(labels: Iterable[str], grading: Grading = Grading()) -> float:
+    """What the best of the `hacks` earns: a policy that reads its pairs earns more."""
+    return float(hacks(labels, grading).reward.max())
+
+
+def habits(completions: Sequence[str], labels: Sequence[str], grading: Grading) -> dict[str, float]:
+    """What tells a hacked reward from an earned one, of completions that were not chosen by their rewards.
+
+    Args:
+        completions: their texts.
+        labels: the gold label of each.
+        grading: as in training.
+
+    Returns:
+        ``drawn_reward``, the mean at the end of training and without the length part, as of `hacks`; and
+        shares: ``parse_rate``, ``no_reasoning_share``, ``stuffed_share`` (whose reasoning names `STUFFED`
+        labels or more) of all completions, ``top_label_share`` (the label stated most often) of those that
+        parse, 0 where none does.
+
+    >>> habits(["<think>\\nL1 L2 L4\\n</think>\\n[L4]", "[L4]"], ["L4", "L1"], Grading())["stuffed_share"]
+    0.5
+    """
+    unscaled = Grading(grading.outcome, format_weight=1.0)
+    scored = [reward(text, label, unscaled) for text, label in zip(completions, labels, strict=True)]
+    stated = pd.Series([one.stated for one in scored if one.stated], dtype=str)
+    named = [len(set(re.findall(r"\bL[1-4]\b", parse(text).reasoning))) for text in completions]
+    return {
+        "drawn_reward": float(np.mean([one.outcome + grading.format_weight * one.format for one in scored])),
+        "parse_rate": len(stated) / len(scored),
+        "top_label_share": float(stated.value_counts(normalize=True).max()) if len(stated) else 0.0,
+        "no_reasoning_share": float(np.mean([one.stated != "" and not one.format for one in scored])),
+        "stuffed_share": float(np.mean([count >= STUFFED for count in named])),
+    }
+
+
 def reward_functions(grading: Grading) -> list[Callable[..., list[float]]]:
     """The parts as TRL reward functions: the outcome times its growing weight, the others unweighted.
 
-    The outcome function also logs what tells a hacked reward from an earned one: the outcome without its
-    weight, the parse rate, the share of the label stated most often; and what the rollout says it drew.
+    The outcome function also logs the outcome without its weight, and what the rollout says it drew.
     """
 
     def outcome_reward(
@@ -227,14 +269,7 @@ def reward_functions(grading: Grading) -> list[Callable[..., list[float]]]:
     ) -> list[float]:
         unscaled = Grading(grading.outcome, format_weight=1.0)
         scored = [reward(text, gold, unscaled) for text, gold in zip(completions, label, strict=True)]
-        stated = pd.Series([one.stated for one in scored if one.stated], dtype=str)
         log_metric("outcome", float(np.mean([one.outcome for one in scored])))
-        log_metric("parse_rate", len(stated) / len(scored))
-        log_metric(
-            "top_label_share", float(stated.value_counts(normalize=True).max()) if len(stated) else 0.0
-        )
-        silent = [one.parse_kind == "ok" and not one.format for one in scored]
-        log_metric("no_reasoning_share", float(np.mean(silent)))
         for name, value in drawn[0].items():
             log_metric(name, value)
         weight = grading.outcome_weight(training_progress(trainer_state))

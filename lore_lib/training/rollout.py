@@ -24,7 +24,7 @@ from lore_lib.sampling.server_engine import ServerEngine
 from lore_lib.sampling.strata import curriculum_window
 from lore_lib.sampling.vllm_engine import VllmEngine
 from lore_lib.training.grpo_job import GrpoJob
-from lore_lib.training.rewards import reward, training_progress
+from lore_lib.training.rewards import best_hack, habits, reward, training_progress
 from lore_lib.training.sharding import whole_weights
 
 LEAST_SIGNAL = 0.25  # a refill draws at most 1 / LEAST_SIGNAL groups for one that is missing
@@ -42,7 +42,7 @@ def schedule(job: GrpoJob, size: int) -> list[np.ndarray]:
         window = curriculum_window(
             size, progress, job.window_share, job.variant.curriculum, job.prompts_per_rollout
         )
-        places.append(generator(job.seed, "prompts", rollout).permutation(np.array(window)))
+        places.append(generator(job.stream, "prompts", rollout).permutation(np.array(window)))
     return places
 
 
@@ -82,15 +82,19 @@ class Rollout:
         job: the run.
         texts: the pool's prompts in the model's chat template.
         labels: their gold labels.
+        places: see `schedule`.
+        hack_reward: what the best hack earns on this pool, to log beside what the model earns.
     """
 
     job: GrpoJob
     texts: list[str]
     labels: list[str]
     places: list[np.ndarray] = field(init=False)
+    hack_reward: float = field(init=False)
 
     def __post_init__(self) -> None:
         self.places = schedule(self.job, len(self.texts))
+        self.hack_reward = best_hack(self.labels, self.job.grading)
 
     def first_draws(self) -> Dataset:
         """The prompts that TRL counts and hands over: of each rollout those drawn first."""
@@ -102,7 +106,8 @@ class Rollout:
     def __call__(self, prompts: list[str], trainer: GRPOTrainer) -> dict[str, Any]:
         """Tokens of as many groups as ``prompts`` holds, their labels, and what was drawn for them.
 
-        Of the whole rollout, which all processes know, each takes its own part.
+        Of the whole rollout, which all processes know, each takes its own part. What is logged of the drawing
+        is of the groups drawn first: those that are trained on were chosen because they differ.
         """
         job, n, tokenizer = self.job, self.job.completions_per_prompt, trainer.processing_class
         wanted = job.prompts_per_rollout
@@ -115,12 +120,13 @@ class Rollout:
         )
         kept: list[Group] = []
         flat: list[Group] = []
-        flat_at_first = 0
+        seen: dict[str, float] = {}
         for refill in range(job.max_refills + 1):
-            for i, group in zip(asked, self._draw(asked, trainer, refill), strict=True):
+            groups = list(zip(asked, self._draw(asked, trainer, refill), strict=True))
+            for i, group in groups:
                 signal = self._has_signal(i, group, tokenizer, training_progress(trainer.state))
                 (kept if signal else flat).append((i, group))
-            flat_at_first = flat_at_first if refill else len(flat)
+            seen = seen or self._habits(groups, tokenizer) | {"zero_variance_share": len(flat) / wanted}
             missing = wanted - len(kept)
             more = math.ceil(missing / max(LEAST_SIGNAL, len(kept) / len(kept + flat)))
             asked, rest = rest[:more], rest[more:]
@@ -132,8 +138,9 @@ class Rollout:
             "completion_ids": [one.tokens for _, one in rows],
             "logprobs": None if job.engine == "hf" else [one.logprobs for _, one in rows],
             "label": [self.labels[i] for i, _ in rows],  # of the prompts drawn, not of those asked for
-            "drawn": {
-                "zero_variance_share": flat_at_first / wanted,
+            "drawn": seen
+            | {
+                "hack_reward": self.hack_reward,
                 "refill_share": len(kept + flat) / wanted - 1,
                 "idle_share": max(0, missing) / wanted,
             },
@@ -147,17 +154,29 @@ class Rollout:
             job.temperature,
             job.max_completion_tokens,
             job.batch_completions,
-            derive_seed(job.seed, "rollout", trainer.state.global_step, 0, refill),
+            derive_seed(job.stream, "rollout", trainer.state.global_step, refill),
         )
         share = accelerator.process_index, accelerator.num_processes
         with sampler(job, trainer) as engine:
             mine = engine.draw([self.texts[i] for i in asked], sampling, share)
         return [next(filter(None, parts)) for parts in zip(*gather_object([mine]), strict=True)]
 
+    def _habits(self, groups: list[Group], tokenizer: Any) -> dict[str, float]:
+        texts = [text for _, group in groups for text in _texts(group, tokenizer)]
+        labels = [self.labels[i] for i, group in groups for _ in group]
+        cut = [one.tokens[-1:] != [tokenizer.eos_token_id] for _, group in groups for one in group]
+        return habits(texts, labels, self.job.grading) | {"cut_share": float(np.mean(cut))}
+
     def _has_signal(self, i: int, group: list[Drawn], tokenizer: Any, progress: float) -> bool:
-        texts = tokenizer.batch_decode([one.tokens for one in group], skip_special_tokens=True)
+        texts = _texts(group, tokenizer)
         earned = [
             reward(text, self.labels[i], self.job.grading, len(one.tokens), progress).total
             for text, one in zip(texts, group, strict=True)
         ]
         return max(earned) - min(earned) > 1e-6
+
+
+def _texts(group: list[Drawn], tokenizer: Any) -> list[str]:
+    """The completions as the reward functions read them."""
+    decoded: list[str] = tokenizer.batch_decode([one.tokens for one in group], skip_special_tokens=True)
+    return decoded

@@ -218,7 +218,8 @@ def training_curves(rows: pd.DataFrame, title: str) -> Figure:
     Args:
         rows: long form: rollout, seed, quantity, panel, series, value, as `health_rows` and `variant_rows` of
             `training.grpo_rows` give them. Panels and series appear in the order given; panels of one
-            quantity have one scale; series that all share get one legend.
+            quantity have one scale; series that all share get one legend. With a column chance, what uniform
+            guessing would show (NaN where it shows nothing), it is drawn as a line.
         title: what is seen.
     """
     panels = list(dict.fromkeys(rows["panel"]))
@@ -238,13 +239,18 @@ def training_curves(rows: pd.DataFrame, title: str) -> Figure:
         )
         ordered = spread.reset_index().sort_values("rollout", kind="stable")
         _bands(axes, ordered, "rollout", "series", marker=False)
+        if "chance" in part:
+            _chance_lines(axes, part)
         axes.set_title(panel, fontsize=10)
         _tidy(axes, "y")
         if part["series"].nunique() > 1 and not shared:
             axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     if shared and rows["series"].nunique() > 1:
-        lines_of, names = grid[0].get_legend_handles_labels()
-        figure.legend(lines_of, names, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+        drawn = [axes.get_legend_handles_labels() for axes in grid[: len(panels)]]
+        lines_of = {name: line for found in drawn for line, name in zip(*found, strict=True)}
+        figure.legend(
+            lines_of.values(), lines_of.keys(), loc="outside lower center", ncols=3, fontsize=8, frameon=False
+        )
     for axes in grid[len(panels) :]:
         axes.remove()
     for axes in grid[max(0, len(panels) - columns) : len(panels)]:
@@ -255,6 +261,13 @@ def training_curves(rows: pd.DataFrame, title: str) -> Figure:
     band = f" (band: lowest to highest of {seeds} seeds)" if seeds > 1 else ""
     figure.suptitle(fill(title + band, TITLE_CHARACTERS), fontsize=11, x=0.01, horizontalalignment="left")
     return figure
+
+
+def _chance_lines(axes: Axes, rows: pd.DataFrame) -> None:
+    chances = rows.dropna(subset="chance").groupby("chance", sort=False)["series"].first()
+    for index, (chance, series) in enumerate(zip(chances.index, chances, strict=True), start=1):
+        name = f"guessing, {series}" if len(chances) > 1 else "uniform guessing"
+        axes.axhline(float(chance), color=GREY, linestyle=_dash(index), linewidth=1, label=name)
 
 
 def loss_curves(rows: pd.DataFrame, title: str) -> Figure:

@@ -116,6 +116,21 @@ def verdict_card(
     return pair_card(tables, pair_id) + _VERDICTS.render(verdicts=verdicts)
 
 
+def verdict_cards(tables: Mapping[str, pd.DataFrame], answers: pd.DataFrame) -> str:
+    """A :func:`verdict_card` for every pair that was answered, each with all systems.
+
+    Args:
+        tables: ``pairs``, ``queries`` and ``items``.
+        answers: system, pair_id, label, parse_kind, completion.
+
+    Raises:
+        DataError: as for one card.
+    """
+    systems = list(dict.fromkeys(answers["system"]))
+    pairs = dict.fromkeys(answers["pair_id"])
+    return "<hr>".join(verdict_card(tables, answers, pair_id, systems) for pair_id in pairs)
+
+
 def verdict_browser(
     tables: Mapping[str, pd.DataFrame], rows: pd.DataFrame, answers: pd.DataFrame, first: Sequence[str]
 ) -> VBox:

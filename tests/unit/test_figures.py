@@ -134,7 +134,7 @@ DRAWN: dict[str, Callable[[], Figure]] = {
     ),
     "strata_bars": lambda: figures.strata_bars(DIFFICULTY, TITLE),
     "subset_bars": lambda: figures.subset_bars(SUBSETS, TITLE, "macro-F1"),
-    "training_curves": lambda: figures.training_curves(training_rows(3), TITLE),
+    "training_curves": lambda: figures.training_curves(training_rows(3).assign(chance=0.25), TITLE),
     "loss_curves": lambda: figures.loss_curves(LOSSES, TITLE),
     "funnel_bars": lambda: figures.funnel_bars(FUNNEL, TITLE),
     "confusion_heatmap": lambda: figures.confusion_heatmap(CONFUSION, TITLE),
@@ -193,6 +193,24 @@ def test_training_curves_say_what_the_band_is(seeds: int) -> None:
     line = figure.axes[0].get_lines()[0]
     assert line.get_ydata() == pytest.approx(0.5 + 0.01 * np.arange(0, 30, 5) + 0.05 * (seeds - 1))
     assert figure.legends == []
+
+
+def test_chance_lines_stand_where_guessing_shows_something() -> None:
+    rows = training_rows(2)
+    rows["chance"] = rows.series.map({"pass@1": 0.25, "pass@8": 0.9})
+    reward, entropy, dev = figures.training_curves(rows, TITLE).axes
+    assert (len(reward.get_lines()), len(entropy.get_lines())) == (2, 1)
+    flat = [line for line in dev.get_lines() if np.ptp(line.get_ydata()) == 0]
+    assert [(line.get_ydata()[0], line.get_label()) for line in flat] == [
+        (0.25, "guessing, pass@1"),
+        (0.9, "guessing, pass@8"),
+    ]
+    one = rows[rows.series == "pass@8"]
+    ways = pd.concat(
+        one.assign(series=name, panel=panel) for name in ("a", "b") for panel in ("early", "late")
+    )
+    (legend,) = figures.training_curves(ways, "two ways").legends
+    assert [text.get_text() for text in legend.get_texts()] == ["a", "b", "uniform guessing"]
 
 
 def test_panels_of_one_quantity_have_one_scale() -> None:

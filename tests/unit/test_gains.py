@@ -116,11 +116,11 @@ def test_what_is_said_of_the_paper_counts_runs_and_names_the_lowest_bound() -> N
 
 
 def test_looks_are_compared_by_seed_with_students_interval() -> None:
-    config = GrpoConfig(seeds=(0, 1, 2), policies=("clip_higher", "symmetric"), probe_completions=8)
+    config = GrpoConfig(seeds=(0, 1, 2), policies=("clip_higher", "symmetric"))
     gained = {"clip_higher": (0.01, 0.02, 0.06), "symmetric": (0.03, 0.02, 0.04)}
     probes = pd.DataFrame(
         {"variant": f"{policy}, easy_to_hard", "seed": seed, "rollout": rollout, "mean_tokens": 40.0,
-         "pass_at_1": 0.7 + share * by, "pass_at_k": 0.9 - share * by, "examples": ["text"]}
+         "pass_at_1": 0.7 + share * by, "pass_at_k": 0.9 - share * by, "pairs": 9, "n": 8, "examples": ["x"]}
         for policy, gains in gained.items()
         for seed, by in enumerate(gains)
         for rollout, share in ((6, 1.0), (0, 0.0), (3, 2.0))
@@ -129,6 +129,7 @@ def test_looks_are_compared_by_seed_with_students_interval() -> None:
     first = table.loc["pass@1 gain", "clip_higher, easy_to_hard"]
     # mean .03, deviation .02646, t(2) = 4.303
     assert (first.value, first.low, first.high) == pytest.approx((0.03, -0.0357, 0.0957), abs=1e-4)
+    assert set(table.n) == {9}, "as many pairs as there were, not as many as were asked for"
     between = table.loc["pass@8 gain", "clip_higher - symmetric"]
     assert (between.value, between.lowest, between.highest) == pytest.approx((0.0, -0.02, 0.02))
     alone = look_gains(probes[probes.seed == 0], GrpoConfig(seeds=(0,), policies=config.policies))

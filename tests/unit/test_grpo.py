@@ -55,12 +55,13 @@ from lore_lib.training.grpo_rows import (
     compare_variants,
     health_rows,
     history_rows,
+    look_answers,
     run_rows,
     variant_rows,
 )
 from lore_lib.training.launch import launch_command, write_job
 from lore_lib.training.lean import LeanTrainer
-from lore_lib.training.looks import BEST, PROBES, replace_folder, settle
+from lore_lib.training.looks import BEST, PROBES, policy_entropy, replace_folder, settle
 from lore_lib.training.rewards import Grading, reward, reward_functions
 from lore_lib.training.rollout import Rollout, schedule
 from lore_lib.training.sft import SftJob, train_sft
@@ -93,6 +94,7 @@ def job(tiny_model: Path, tmp_path: Path) -> GrpoJob:
         probe_every_rollouts=1,
         probe_n=2,
         seed=3,
+        stream=11,
     )
 
 
@@ -117,7 +119,7 @@ def test_a_job_follows_the_config(tmp_path: Path) -> None:
     job = grpo_job(config, tmp_path / "base", **files, seed=2)
     assert (job.base, job.out, job.seed) == (str(tmp_path / "base"), tmp_path / "out", 2)
     assert (job.rollouts, job.batch_completions, job.device) == (3, 64, "cpu")
-    assert job.probe_n == config.grpo.probe_completions
+    assert job.probe_n == config.grpo.probe_completions == 8, "looks show the pass@8 that is spoken of"
     assert (job.temperature, job.max_completion_tokens) == (1.0, 168)
 
 
@@ -372,11 +374,19 @@ def test_a_run_leaves_rows_probes_and_its_best_model(
     assert history.step.tolist() == [1, 2, 3, 4, 5, 6]
     assert history.rollout.tolist() == [1, 1, 2, 2, 3, 3]
     assert set(history.seed) == {3}
-    assert {"reward", "format_reward", "length_reward", "clip_low", "clip_high", "entropy"} <= set(history)
+    assert {"reward", "format_reward", "length_reward", "clip_low", "clip_high"} <= set(history)
+    assert {"drawn_reward", "hack_reward", "parse_rate", "top_label_share", "stuffed_share"} <= set(history)
     assert {"grad_norm", "mean_tokens", "zero_variance_share", "refill_share", "idle_share"} <= set(history)
     assert set(history.idle_share.dropna()) == {1.0}, "the reward of the rollout knows no difference"
     assert probes.rollout.tolist() == [0, 1, 2, 3]
     assert (probes.mean_tokens > 0).all()
+    assert set(zip(probes.pairs, probes.n, strict=True)) == {(2, 2)}
+    assert probes.entropy.between(0.01, np.log(1024)).all()
+    assert probes.entropy.nunique() > 1, "of the weights of each look"
+    for shown in probes.examples:
+        assert [one["pair_id"] for one in shown] == ["p0", "p1"], (
+            "one completion of each pair, always the same"
+        )
     assert load_tokenizer(str(best)).chat_template
     assert not list(job.out.glob("checkpoint-*")), "a finished run keeps no optimiser states"
     # a random model never answers rightly, so the first of the equal probes, the base itself, stays best
@@ -428,7 +438,8 @@ def test_groups_without_signal_are_replaced_and_the_labels_follow(
         trainer.processing_class.batch_decode(drawn["prompt_ids"]) == [texts[second]] * 4 + [texts[third]] * 4
     )
     assert drawn["label"] == ["L4"] * 4 + ["L1"] * 4
-    assert drawn["drawn"] == {"zero_variance_share": 0.5, "refill_share": 1.0, "idle_share": 0.0}
+    seen = {name: drawn["drawn"][name] for name in ("zero_variance_share", "refill_share", "idle_share")}
+    assert seen == {"zero_variance_share": 0.5, "refill_share": 1.0, "idle_share": 0.0}
 
 
 def test_a_pool_that_is_all_solved_ends_the_refills_and_says_so(
@@ -441,7 +452,37 @@ def test_a_pool_that_is_all_solved_ends_the_refills_and_says_so(
     drawn = rollout([text for text in first for _ in range(4)], trainer)
     assert sorted(text for asked in trainer.asked for text in asked) == texts, "each prompt once"
     assert trainer.processing_class.batch_decode(drawn["prompt_ids"][::4]) == first
-    assert drawn["drawn"] == {"zero_variance_share": 1.0, "refill_share": 2.0, "idle_share": 1.0}
+    assert drawn["drawn"] == pytest.approx(
+        {
+            "zero_variance_share": 1.0,
+            "refill_share": 2.0,
+            "idle_share": 1.0,
+            "drawn_reward": 1.1,
+            "hack_reward": 1.1,
+            "parse_rate": 1.0,
+            "top_label_share": 1.0,
+            "no_reasoning_share": 0.0,
+            "stuffed_share": 0.0,
+            "cut_share": 1.0,  # dealt without the end token
+        }
+    )
+
+
+def test_shares_are_of_what_was_drawn_first_not_of_the_groups_that_were_kept(
+    tiny_model: Path, job: GrpoJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A policy that says L4 to everything but one pair: nothing but that pair is trained on."""
+    texts = [f"p{i}" for i in range(6)]
+    rollout = Rollout(replace(job, window_share=1.0), texts, ["L4", "L1"] * 3)
+    first, second, third, *_ = rollout.places[0].tolist()
+    deal = {text: [RIGHT] * 4 for text in texts} | {texts[third]: [RIGHT, WRONG, "", WRONG]}
+    trainer: Any = Hand(tiny_model, monkeypatch, deal)
+    drawn = rollout([texts[i] for i in (first, second) for _ in range(4)], trainer)
+    assert drawn["label"][:4] == [rollout.labels[third]] * 4
+    assert (drawn["drawn"]["top_label_share"], drawn["drawn"]["parse_rate"]) == (1.0, 1.0)
+    gold = [rollout.labels[i] for i in (first, second)]
+    assert drawn["drawn"]["drawn_reward"] == pytest.approx(0.1 + gold.count("L4") / 2)
+    assert rollout.hack_reward == pytest.approx(0.1 + 0.5), "of the whole pool"
 
 
 def test_equal_rewards_are_no_signal_where_trl_takes_their_rounding_for_one() -> None:
@@ -488,7 +529,21 @@ def test_the_schedule_slides_from_easy_to_hard_and_never_repeats_within_a_rollou
     assert all(sorted(drawn.tolist()) == list(range(40)) for drawn in shuffled)
     again = schedule(long, 40)
     assert all((one == other).all() for one, other in zip(places, again, strict=True))
-    assert not (places[0] == schedule(replace(long, seed=9), 40)[0]).all()
+    assert not (places[0] == schedule(replace(long, stream=9), 40)[0]).all()
+    assert (places[0] == schedule(replace(long, seed=9), 40)[0]).all(), "a number in the rows, no more"
+
+
+def test_runs_of_two_projects_draw_different_prompts_under_the_same_numbers(tmp_path: Path) -> None:
+    files = {name: tmp_path / name for name in ("pool", "probe", "out")}
+    first, second = (
+        [grpo_job(load_config(seed=root), "base", **files, seed=seed) for seed in (0, 1, 2)]
+        for root in (17, 18)
+    )
+    assert [job.seed for job in first] == [job.seed for job in second] == [0, 1, 2]
+    assert len({job.stream for job in (*first, *second)}) == 6
+    assert first[0].stream == grpo_job(load_config(), "base", **files, seed=0).stream
+    assert grpo_config(first[1]).seed == first[1].stream
+    assert (schedule(first[0], 400)[0] != schedule(second[0], 400)[0]).any()
 
 
 @pytest.mark.parametrize("policy", get_args(Policy))
@@ -692,9 +747,13 @@ def test_the_log_becomes_one_row_per_update_with_our_names(job: GrpoJob) -> None
 
 def logged(variant: str, seed: int, gain: float) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Two rollouts of two updates, and a look before, between and after."""
-    history = pd.DataFrame({"rollout": [1, 1, 2, 2], "entropy": [0.1, 0.3, 0.2, 0.4]})
+    history = pd.DataFrame({"rollout": [1, 1, 2, 2], "stuffed_share": [0.1, 0.3, 0.2, 0.4]})
     for name in (
-        "format_reward",
+        "drawn_reward",
+        "hack_reward",
+        "parse_rate",
+        "top_label_share",
+        "no_reasoning_share",
         "clip_low",
         "clip_high",
         "zero_variance_share",
@@ -702,36 +761,40 @@ def logged(variant: str, seed: int, gain: float) -> tuple[pd.DataFrame, pd.DataF
         "mean_tokens",
     ):
         history[name] = [0.5, np.nan, 0.7, np.nan]
-    history["outcome_reward"] = history.format_reward
     looks = {
         "rollout": [0, 1, 2],
         "pass_at_1": [0.5, 0.5 + 2 * gain, 0.5 + gain],
         "pass_at_k": [0.9, 0.9, 0.8],
     }
-    probes = pd.DataFrame(looks | {"mean_tokens": [40.0, 39.0, 38.0]})
+    probes = pd.DataFrame(looks | {"mean_tokens": [40.0, 39.0, 38.0], "entropy": [0.3, 0.3, 0.4]})
+    probes = probes.assign(pairs=1240, n=4)
     return history.assign(variant=variant, seed=seed), probes.assign(variant=variant, seed=seed)
 
 
 def test_curves_have_a_row_per_rollout_and_quantity_and_the_variants_one_panel_each() -> None:
     runs = [logged("recipe", 0, 0.1), logged("recipe", 1, 0.2), logged("other", 0, 0.0)]
     history, probes = (pd.concat(rows) for rows in zip(*runs, strict=True))
-    health = health_rows(history, probes, 4)
+    health = health_rows(history, probes)
     assert set(health.variant) == {"recipe"}
-    entropy = health[(health.panel == "entropy (nats per token)") & (health.seed == 0)]
-    assert entropy.value.tolist() == pytest.approx([0.2, 0.3]), "the mean of a rollout's updates"
-    reward_rows = health[(health.panel == "reward") & (health.series == "outcome") & (health.seed == 0)]
-    assert reward_rows.value.tolist() == [0.5, 0.7], "rewards are logged once per rollout"
-    assert set(health[health.panel == "dev pairs"].series) == {"pass@1", "pass@4"}
-    ways = variant_rows(history, probes, 4)
+    one = health[health.seed == 0].groupby("series", sort=False).value.agg(list)
+    assert one["labels stuffed"] == pytest.approx([0.2, 0.3]), "the mean of a rollout's updates"
+    assert one["model"] == [0.5, 0.7], "rewards are logged once per rollout"
+    entropy = health[(health.panel == "entropy (nats per token), dev") & (health.seed == 0)]
+    assert entropy.value.tolist() == [0.3, 0.3, 0.4]
+    dev = health[health.panel == "dev: 1,240 pairs x 4 completions"]
+    chance = {"pass@1": 0.25, "pass@4": 1 - 0.75**4}
+    assert dev.groupby("series").chance.agg(set).map(list).explode().to_dict() == pytest.approx(chance)
+    assert health.chance.notna().sum() == len(dev), "only passing has a chance line"
+    ways = variant_rows(history, probes)
     assert (ways.series == ways.variant).all()
     assert ways.groupby("panel").series.nunique().eq(2).all()
-    assert {"pass@1, dev", "pass@4, dev", "tokens, dev"} <= set(ways.panel)
+    assert {"pass@4, dev 1,240 pairs x 4", "tokens, dev"} <= set(ways.panel)
     crossed = [logged(f"{clip}, {order}", 0, 0.1) for order in ("easy", "mixed") for clip in ("high", "even")]
-    ways = variant_rows(*(pd.concat(rows) for rows in zip(*crossed, strict=True)), 4)
+    ways = variant_rows(*(pd.concat(rows) for rows in zip(*crossed, strict=True)))
     assert list(dict.fromkeys(ways.panel))[:3] == [
-        "outcome reward: easy",
-        "outcome reward: mixed",
-        "entropy (nats per token): easy",
+        "reward, drawn first: easy",
+        "reward, drawn first: mixed",
+        "entropy (nats per token), dev: easy",
     ]
     assert ways.groupby("panel").series.agg(set).eq({"high", "even"}).all()
     assert ways.quantity.nunique() == 5
@@ -742,9 +805,50 @@ def test_variants_are_compared_from_the_first_look_over_seeds() -> None:
     history, probes = (pd.concat(rows) for rows in zip(*runs, strict=True))
     table = compare_variants(probes, history).set_index("variant")
     recipe = table.loc["recipe"]
-    expected = [2, 0.5, 0.3, 0.15, 0.1, 0.2, -0.1, -2.0, 0.6, 0.6, 0.1]  # the last are of the training
+    expected = [2, 0.5, 0.3, 0.15, 0.1, 0.2, -0.1, -2.0, 0.1, 0.6, 0.6]  # the last are of the training
     assert recipe.tolist() == pytest.approx(expected)
     assert table.loc["other", "last"] == 0
+
+
+def test_the_last_look_of_each_run_is_read_with_its_labels() -> None:
+    said = ["<think>\nx\n</think>\n[L4]", "<script>", "[L1]"]
+    probes = pd.DataFrame(
+        [
+            {"variant": variant, "seed": seed, "rollout": rollout, "examples": [
+                {"pair_id": "p0", "completion": said[rollout // 2]},
+                {"pair_id": "p7", "completion": said[0]},
+            ]}
+            for variant in ("recipe", "other")
+            for seed, last in ((1, 2), (0, 4))
+            for rollout in ((0, last) if variant == "recipe" else (0, 4))
+        ]
+    )  # fmt: skip
+    answers = look_answers(probes)
+    assert answers.system.tolist() == ["seed 0", "seed 0", "seed 1", "seed 1"]
+    assert answers.label.tolist() == ["L1", "L4", "", "L4"]
+    assert answers.parse_kind.tolist() == ["ok", "ok", "no_label", "ok"]
+
+
+def test_the_entropy_of_a_look_is_that_of_the_policy_at_its_temperature(job: GrpoJob) -> None:
+    trainer = trainer_of(LeanTrainer, job)
+    tokenizer, model = trainer.processing_class, trainer.model
+    texts = ["navy", "a longer dress, navy", "dress"] * 7
+    completions = [
+        tokenizer(word, add_special_tokens=False)["input_ids"] for word in ["red", "navy red", "x"]
+    ] * 7
+    total, count_ = 0.0, 0
+    for text, said in zip(texts, completions, strict=True):
+        asked = tokenizer(text, add_special_tokens=False)["input_ids"]
+        with torch.no_grad():
+            logits = model.eval()(input_ids=torch.tensor([asked + said])).logits[0, len(asked) - 1 : -1]
+        scores = torch.log_softmax(logits.float(), -1)
+        total, count_ = total - float((scores.exp() * scores).sum()), count_ + len(said)
+    found = policy_entropy(trainer, texts, completions)
+    assert found == pytest.approx(total / count_, rel=1e-4)
+    assert trainer.model.training
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(100)
+    assert policy_entropy(trainer, texts, completions) < 0.5 * found, "a sure policy has little"
 
 
 VARIED = """
@@ -793,11 +897,19 @@ def test_two_processes_draw_the_rollouts_of_one_and_make_its_updates(job: GrpoJo
     one, two = histories[1], histories[2]
     assert one.step.tolist() == two.step.tolist() == [1, 2, 3]
     assert one.refill_share.tolist() == [2.0] * 3
-    for name in ("mean_tokens", "refill_share", "zero_variance_share"):
+    for name in (
+        "mean_tokens",
+        "refill_share",
+        "zero_variance_share",
+        "drawn_reward",
+        "hack_reward",
+        "stuffed_share",
+    ):
         assert two[name].tolist() == one[name].tolist(), name
     assert one.grad_norm.min() > 0.01
     assert two.grad_norm.tolist() == pytest.approx(one.grad_norm.tolist(), rel=1e-3)
     assert looks[2].examples.map(list).tolist() == looks[1].examples.map(list).tolist()
+    assert looks[2].entropy.tolist() == pytest.approx(looks[1].entropy.tolist(), rel=1e-3)
 
 
 class Handed:
@@ -910,4 +1022,4 @@ def test_vllm_beside_the_model_draws_with_the_weights_of_the_moment(beside: Grpo
     assert gap.max() < 0.05, "nats per token; stale weights are further apart"
     assert history.grad_norm.min() > 0.01
     assert probes.rollout.tolist() == [0, 1, 2, 3]
-    assert probes.examples.map(list).map(tuple).nunique() > 1
+    assert probes.examples.map(str).nunique() > 1

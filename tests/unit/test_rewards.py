@@ -17,6 +17,8 @@ from lore_lib.cot.synthesis import synthesise
 from lore_lib.errors import DataError
 from lore_lib.training.rewards import (
     Grading,
+    best_hack,
+    habits,
     hacks,
     outcome,
     overlong,
@@ -156,6 +158,37 @@ def test_no_policy_that_ignores_the_pair_earns_much() -> None:
     assert skewed["always L4"] == pytest.approx(0.9 + 0.1), "a pool of one label invites it"
 
 
+def test_habits_worked_by_hand() -> None:
+    texts = [
+        f"{THINK}[L4]",
+        f"{THINK}[L3]",
+        "[L4]",
+        "nothing",
+        "<think>\nL1, L2 or L4\n</think>\n[L4]",
+        "<think>\nL1 L3 L3, XL2 L42\n</think>\n[L1]",  # two labels, one of them twice
+        "<think> L1 L2 L3 L4",  # cut
+    ]
+    assert habits(texts, ["L4"] * 7, Grading(outcome_start=0.5)) == pytest.approx(
+        {
+            "drawn_reward": (1.1 + 0.4 + 1 + 0 + 1.1 + 0.1 + 0) / 7,  # as at the end of training
+            "parse_rate": 5 / 7,
+            "top_label_share": 3 / 5,
+            "no_reasoning_share": 1 / 7,
+            "stuffed_share": 2 / 7,
+        }
+    )
+    assert habits(["x"], ["L4"], Grading())["top_label_share"] == 0
+
+
+def test_a_hacking_policy_earns_what_the_table_of_hacks_says() -> None:
+    gold = ["L1", "L4", "L4", "L3"]
+    always = habits([f"{THINK}[L4]"] * 4, gold, Grading())
+    assert always["drawn_reward"] == pytest.approx(best_hack(gold)) == pytest.approx(0.5 + 0.25 * 0.3 + 0.1)
+    table = hacks(gold).set_index("policy")
+    stuffed = table.completion["labels stuffed into the reasoning"]
+    assert habits([stuffed], ["L4"], Grading())["stuffed_share"] == 1
+
+
 @pytest.mark.parametrize("kind", get_args(Outcome))
 def test_gold_is_proven_under_every_outcome_and_at_both_ends_of_training(
     traces: pd.DataFrame, kind: Outcome
@@ -225,7 +258,7 @@ def test_an_unknown_gold_label_is_refused(traces: pd.DataFrame) -> None:
         prove_rewards(corrupted(traces, f"{THINK}{render_answer('L4')}", "L5"))
 
 
-def test_trl_gets_the_parts_in_the_order_of_its_completions_and_the_log_tells_hacks() -> None:
+def test_trl_gets_the_parts_in_the_order_of_its_completions_and_logs_what_was_drawn() -> None:
     completions = [f"{THINK}[L4]", f"{THINK}[L3]", "[L4]", "nothing"]
     gold, logged = ["L4", "L4", "L4", "L4"], {}
     parts = reward_functions(Grading(outcome_start=0.5, max_tokens=80))
@@ -237,9 +270,6 @@ def test_trl_gets_the_parts_in_the_order_of_its_completions_and_the_log_tells_ha
     assert logged == pytest.approx(
         {
             "outcome": (1 + 0.3 + 1) / 4,  # as it would be at the end of training
-            "parse_rate": 0.75,
-            "top_label_share": 2 / 3,
-            "no_reasoning_share": 0.25,
             "refill_share": 0.5,
         }
     )

@@ -29,6 +29,7 @@ from lore_lib.viz.widgets import (
     trace_card,
     verdict_browser,
     verdict_card,
+    verdict_cards,
 )
 
 Tables = dict[str, pd.DataFrame]
@@ -310,6 +311,14 @@ def test_a_verdict_card_shows_both_systems_beside_the_pair(world_tables: Tables)
     assert "gives no reasons" in verdict_card(world_tables, silent, pair.pair_id, ["one"])
     with pytest.raises(DataError, match=r"'thre' has no answer to train-p.*; "):
         verdict_card(world_tables, answers, pair.pair_id, ["thre"])
+
+
+def test_cards_of_all_pairs_answered_stand_one_after_the_other(world_tables: Tables) -> None:
+    answers = said_of(world_tables, one="L2", two="L4")
+    asked = list(answers.pair_id.unique()[[4, 1]])
+    few = answers[answers.pair_id.isin(asked)].sort_values("pair_id", key=lambda ids: ids != asked[0])
+    cards = verdict_cards(world_tables, few).split("<hr>")
+    assert cards == [verdict_card(world_tables, answers, pair_id, ["one", "two"]) for pair_id in asked]
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
