@@ -62,7 +62,7 @@ def sampler(job: GrpoJob, trainer: GRPOTrainer) -> Iterator[Engine]:
         elif job.engine == "server":
             yield ServerEngine("grpo", job.base, job.url, trainer.processing_class, setting="grpo.url")
         else:
-            with whole_weights(trainer):
+            with whole_weights(trainer), trainer.accelerator.autocast():
                 yield HfEngine(model, trainer.processing_class)
     finally:
         model.train()

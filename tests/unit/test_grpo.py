@@ -27,6 +27,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import count, product
 from pathlib import Path
@@ -395,12 +396,19 @@ def test_a_run_leaves_rows_probes_and_its_best_model(
     assert all(torch.equal(kept[key], base[key]) for key in base)
 
 
+def alone() -> SimpleNamespace:
+    """What a rollout asks of accelerate, of one process."""
+    return SimpleNamespace(
+        process_index=0, num_processes=1, unwrap_model=lambda model: model, autocast=nullcontext
+    )
+
+
 class Hand:
     """A trainer for the sampling hook: a real tokenizer, and groups of completions dealt by hand."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, deal: dict[str, list[str]]) -> None:
         self.processing_class = load_tokenizer(str(folder))
-        self.accelerator = SimpleNamespace(process_index=0, num_processes=1, unwrap_model=lambda model: model)
+        self.accelerator = alone()
         self.model = load_model(str(folder)).train()
         self.state = SimpleNamespace(global_step=0, max_steps=6)
         self.is_deepspeed_enabled = False
@@ -494,12 +502,11 @@ def test_equal_rewards_are_no_signal_where_trl_takes_their_rounding_for_one() ->
 
 
 def test_a_rollout_draws_a_group_per_prompt_and_new_ones_at_each_step(tiny_model: Path, job: GrpoJob) -> None:
-    accelerator = SimpleNamespace(process_index=0, num_processes=1, unwrap_model=lambda model: model)
     state = SimpleNamespace(global_step=0, max_steps=6)
     model, tokenizer = load_model(str(tiny_model)).train(), load_tokenizer(str(tiny_model))
     trainer: Any = SimpleNamespace(
         model=model,
-        accelerator=accelerator,
+        accelerator=alone(),
         state=state,
         processing_class=tokenizer,
         is_deepspeed_enabled=False,
