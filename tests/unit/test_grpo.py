@@ -1017,7 +1017,7 @@ def beside(job: GrpoJob, monkeypatch: pytest.MonkeyPatch) -> GrpoJob:
     """vLLM's CPU build in this process."""
     for name, value in {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}.items():
         monkeypatch.setenv(name, value)
-    return replace(job, engine="vllm", device="cpu", learning_rate=1e-2)
+    return replace(job, engine="vllm", device="cpu", learning_rate=0.1)
 
 
 @pytest.mark.vllm
@@ -1026,7 +1026,7 @@ def test_vllm_beside_the_model_draws_with_the_weights_of_the_moment(beside: Grpo
     history, probes = run_rows(beside.out)
     gap = history.engine_gap.dropna()
     assert len(gap) == beside.rollouts
-    assert gap.max() < 0.05, "nats per token; stale weights are further apart"
-    assert history.grad_norm.min() > 0.01
+    assert gap.max() < 0.02, "nats per token; stale weights are further apart"
+    assert probes.entropy.iloc[-1] < 0.5 * probes.entropy.iloc[0], "the weights have moved far"
     assert probes.rollout.tolist() == [0, 1, 2, 3]
     assert probes.examples.map(str).nunique() > 1
