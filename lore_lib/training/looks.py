@@ -22,7 +22,7 @@ from lore_lib.sampling.engine import Sampling, chat_text, no_weight_bars, read_t
 from lore_lib.sampling.pass_at_k import summarise
 from lore_lib.training.grpo_job import GrpoJob
 from lore_lib.training.lean import ROWS_AT_ONCE
-from lore_lib.training.rollout import sampler
+from lore_lib.training.rollout import draw_together
 from lore_lib.training.sharding import gathered_weights
 
 PROBES = "probes.jsonl"
@@ -63,8 +63,7 @@ class Probe(TrainerCallback):
         assert self.trainer is not None
         tokenizer = self.trainer.processing_class
         texts = [chat_text(tokenizer, user) for user in self.pairs.prompt]
-        with sampler(self._job, self.trainer) as engine:
-            drawn = engine.draw(texts, self._sampling)
+        drawn = draw_together(self._job, self.trainer, texts, self._sampling)
         answers = [[read_tokens(tokenizer, one.tokens) for one in group] for group in drawn]
         samples = sample_rows(self.pairs, answers, "probe")
         first = samples[samples["sample"] == 0].set_index("pair_id").completion

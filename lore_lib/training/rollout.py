@@ -8,7 +8,7 @@ for any number of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -66,6 +66,16 @@ def sampler(job: GrpoJob, trainer: GRPOTrainer) -> Iterator[Engine]:
                 yield HfEngine(model, trainer.processing_class)
     finally:
         model.train()
+
+
+def draw_together(
+    job: GrpoJob, trainer: GRPOTrainer, texts: Sequence[str], sampling: Sampling
+) -> list[list[Drawn]]:
+    """By text, its completions, which the processes deal out among them and exchange: all get all."""
+    share = trainer.accelerator.process_index, trainer.accelerator.num_processes
+    with sampler(job, trainer) as engine:
+        mine = engine.draw(texts, sampling, share)
+    return [next(filter(None, parts)) for parts in zip(*gather_object([mine]), strict=True)]
 
 
 Group = tuple[int, list[Drawn]]  # a place of the pool, and its completions
@@ -148,7 +158,7 @@ class Rollout:
 
     def _draw(self, asked: list[int], trainer: GRPOTrainer, refill: int) -> list[list[Drawn]]:
         """A group of completions for each place of the pool, drawn by all processes together."""
-        job, accelerator = self.job, trainer.accelerator
+        job = self.job
         sampling = Sampling(
             job.completions_per_prompt,
             job.temperature,
@@ -156,10 +166,7 @@ class Rollout:
             job.batch_completions,
             derive_seed(job.stream, "rollout", trainer.state.global_step, refill),
         )
-        share = accelerator.process_index, accelerator.num_processes
-        with sampler(job, trainer) as engine:
-            mine = engine.draw([self.texts[i] for i in asked], sampling, share)
-        return [next(filter(None, parts)) for parts in zip(*gather_object([mine]), strict=True)]
+        return draw_together(job, trainer, [self.texts[i] for i in asked], sampling)
 
     def _habits(self, groups: list[Group], tokenizer: Any) -> dict[str, float]:
         texts = [text for _, group in groups for text in _texts(group, tokenizer)]

@@ -957,7 +957,8 @@ def test_a_server_draws_with_the_weights_of_the_moment(elsewhere: tuple[GrpoJob,
     assert history.refill_share.dropna().tolist() == [2.0] * 3
     assert probes.rollout.tolist() == [0, 1, 2, 3]
     assert len(Handed.handed) == 1 + job.rollouts, "at each look, and not again for the rollout after it"
-    drawn = [body for body in server.bodies if "prompt" in body]
+    drawn = [body for body in server.bodies if body["n"] == job.completions_per_prompt]
+    assert len(drawn) == 3 * 6
     assert len({(*body["prompt"], body["seed"]) for body in drawn}) == len(drawn)
 
 
@@ -976,8 +977,8 @@ def test_a_server_that_dies_in_a_rollout_ends_the_run_and_nothing_is_lost(
     elsewhere: tuple[GrpoJob, Any], varied: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job, server = elsewhere
-    # the first rollout has two prompts and two refills of four
-    server.trouble = lambda number, body: (200 if "messages" in body or number < 14 else 400, "")
+    # a look asks for two prompts; the first rollout has two and refills of four
+    server.trouble = lambda number, body: (200 if number < 2 + 6 + 2 + 3 else 400, "")
     with pytest.raises(EngineError, match=r"calls to http://127.* brought no completion .*refused"):
         train_grpo(job)
     kept = [path.name for path in job.out.glob("checkpoint-*")]
