@@ -145,7 +145,7 @@ _SPECS = (
             for t in ("pool", "history", "probes", "variants", "samples", "effects", "differences")
         ),
         headlines=("pass@1", "pass@k", "pass@1 gain", "pass@k gain"),
-        minutes=(0.6, 6, 120, 1200),
+        minutes=(0.6, 7.5, 120, 1200),
     ),
     _spec(
         "06_rair",
