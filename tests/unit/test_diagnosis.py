@@ -349,7 +349,8 @@ def trained(job: GrpoJob, out: Path) -> Artefacts:
 
 def test_a_run_with_a_gentle_rate_keeps_format_and_entropy(guesser: GrpoJob, tmp_path: Path) -> None:
     run = trained(replace(guesser, learning_rate=1e-5), tmp_path / "run")
-    assert found(run) == {"a hack earns as much", "idle clips"}, "it guesses, and hardly moves"
+    assert "idle clips" in found(run), "it hardly moves"
+    assert found(run) <= {"idle clips", "a hack earns as much"}, "its guesses may be worth no more"
     assert run.probes.entropy.between(0.1, 0.4).all(), "one token of eight is a guess among four: ln 4 / 8"
 
 
@@ -365,9 +366,12 @@ def test_a_token_limit_that_cuts_every_answer_is_named(guesser: GrpoJob, tmp_pat
     assert set(run.probes.parse_rate) == {0.0}
 
 
-def test_a_pool_of_one_label_ends_in_one_label_without_entropy(guesser: GrpoJob, tmp_path: Path) -> None:
+def test_a_pool_of_nearly_one_label_ends_in_one_label_without_entropy(
+    guesser: GrpoJob, tmp_path: Path
+) -> None:
     """Most groups are equal by then; those that are trained on differ to the last."""
-    pool = write_parquet(DRESSES.assign(label="L4"), tmp_path / "pool.parquet")
+    labels = ["L1", *["L4"] * (len(DRESSES) - 1)]  # of one label alone a pool is refused
+    pool = write_parquet(DRESSES.assign(label=labels), tmp_path / "pool.parquet")
     paid = replace(guesser, pool=pool, grading=Grading("exact"), learning_rate=2e-3, rollouts=14)
     run = trained(paid, tmp_path / "run")
     assert found(run) >= {
