@@ -236,6 +236,10 @@ class HfEngine:
     def generate(self, prompts: Sequence[str], sampling: Sampling) -> list[list[Generation]]:
         """n completions for each user turn, in the order of ``prompts``."""
         texts = [chat_text(self.tokenizer, prompt) for prompt in prompts]
+        if not texts:
+            return []
+        lengths = [len(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
+        check_context(lengths, sampling, self.model.config.get_text_config().max_position_embeddings)
         return [
             [read_tokens(self.tokenizer, one.tokens) for one in drawn] for drawn in self.draw(texts, sampling)
         ]
@@ -248,7 +252,6 @@ class HfEngine:
         if not texts:
             return []
         lengths = [len(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
-        check_context(lengths, sampling, self.model.config.get_text_config().max_position_embeddings)
         order = sorted(range(len(texts)), key=lambda i: (lengths[i], i))
         size = max(1, sampling.batch_completions // sampling.n)
         out: list[list[Drawn]] = [[] for _ in texts]
