@@ -124,15 +124,16 @@ def seeds_command(
 ) -> None:
     """Compare runs that differ in their seed: each number's mean, 95 % interval over runs, extremes."""
     from lore_lib.run.runner import select_stages
-    from lore_lib.run.seeds import differing_settings, over_seeds
+    from lore_lib.run.seeds import differing_settings, over_seeds, runs_of_a_stage
 
     (spec,) = select_stages(only=[stage])
-    table = over_seeds(runs, spec.name)
+    manifests = runs_of_a_stage(runs, spec.name)
+    table = over_seeds(manifests)
     if json:
         typer.echo(table.to_json(orient="records", indent=2))
         return
     typer.echo(table.round(3).to_string(index=False))
-    if differing := differing_settings(runs, spec.name):
+    if differing := differing_settings(manifests):
         typer.echo(f"the runs differ in {', '.join(differing)} too")
 
 

@@ -1,11 +1,13 @@
 """95 % intervals by a bootstrap that resamples queries, because the pairs of one query fail together."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import t as student_t
 
 from lore_lib.errors import DataError
 
@@ -199,6 +201,21 @@ def over_trainings(
     each = table.mean(axis=1)
     ends = float(each.min()), float(each.max())
     return Spread(float(each.mean()), low, high, table.shape[1], len(table), *ends)
+
+
+def t_interval(values: ArrayLike) -> tuple[float, float, float]:
+    """Mean of independent numbers, one per seed or run, with Student's 95 % interval; for one, NaN ends.
+
+    Example:
+        >>> tuple(round(each, 3) for each in t_interval([0.5, 0.6, 0.7]))
+        (0.6, 0.352, 0.848)
+    """
+    numbers = pd.Series(np.asarray(values, dtype=float))
+    mean, count = float(numbers.mean()), len(numbers)
+    reach = (
+        float(student_t.ppf(0.975, count - 1) * numbers.std() / math.sqrt(count)) if count > 1 else math.nan
+    )
+    return mean, mean - reach, mean + reach
 
 
 def crossed_bootstrap(

@@ -146,12 +146,11 @@ def window_shares(pool: pd.DataFrame, config: GrpoConfig, stops: int = 9) -> pd.
     Returns:
         Share of the window's pairs by rollout (rows, from 1) and stratum (columns, easy ones first).
     """
-    last = max(1, config.rollouts - 1)
-    places = np.unique(np.linspace(0, config.rollouts - 1, stops).round().astype(int))
     how = config.window_share, config.curricula[0], config.prompts_per_rollout
-    windows = {place + 1: curriculum_window(len(pool), place / last, *how) for place in places}
+    windows = curriculum_windows(len(pool), config.rollouts, *how)
+    places = np.unique(np.linspace(0, config.rollouts - 1, stops).round().astype(int))
     shares = {
-        name: pool["stratum"].iloc[list(at)].value_counts(normalize=True) for name, at in windows.items()
+        place + 1: pool["stratum"].iloc[list(windows[place])].value_counts(normalize=True) for place in places
     }
     table = pd.DataFrame(shares).T.reindex(columns=["easy", "medium", "hard", "solved"], fill_value=0.0)
     return table.rename_axis(index="rollout", columns="stratum")
@@ -177,3 +176,11 @@ def curriculum_window(
     width = size if curriculum == "shuffled" else min(size, max(least, round(share * size)))
     start = round(progress * (size - width))
     return range(start, start + width)
+
+
+def curriculum_windows(
+    size: int, rollouts: int, share: float, curriculum: Curriculum, least: int
+) -> list[range]:
+    """The window of each rollout of a training; arguments as in `curriculum_window`."""
+    last = max(1, rollouts - 1)
+    return [curriculum_window(size, place / last, share, curriculum, least) for place in range(rollouts)]

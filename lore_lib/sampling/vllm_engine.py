@@ -113,11 +113,14 @@ def open_vllm(
     try:
         from vllm import LLM
         from vllm.lora.request import LoRARequest
+        from vllm.platforms import current_platform
     except ImportError as error:
         raise EngineError(
             f"sampling.engine=vllm, but it cannot be imported ({error}): pip install lore-kit[vllm], "
             "or use sampling.engine=hf"
         ) from error
+    if current_platform.is_cpu():  # a prompt read in chunks wants a step back in its seeded generator
+        engine.setdefault("enable_chunked_prefill", False)  # which torch's have on GPUs alone
     path, adapter = resolve_model(model), None
     if (Path(path) / ADAPTER).is_file():
         facts = json.loads((Path(path) / ADAPTER).read_text(encoding="utf-8"))

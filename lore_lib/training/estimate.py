@@ -219,20 +219,15 @@ def sft_needs(config: Config, longest: int = 0, labelled: int = 0, tokens: int =
     )
 
 
-def grpo_needs(config: Config, longest_prompt: int = 0, mean_tokens: float = 0) -> Needs:
-    """What one GRPO run needs, if no look at dev pairs stops it.
-
-    Args:
-        config: model, sizes, processes and who draws.
-        longest_prompt: in tokens; 0 takes what ``sft.max_sequence_tokens`` leaves beside a completion.
-        mean_tokens: of a prompt and its completion, which the time goes by; 0 takes the longest.
+def grpo_needs(config: Config) -> Needs:
+    """What one GRPO run needs, if no look at dev pairs stops it and every row is as long as it may be.
 
     Raises:
         EngineError: no such model, or no GPU of which vLLM could take its share.
     """
     g, s, runtime, shape = config.grpo, config.sampling, config.runtime, model_shape(config.model.base)
     written = s.max_completion_tokens
-    row = written + (longest_prompt or max(1, config.sft.max_sequence_tokens - written))
+    row = max(written + 1, config.sft.max_sequence_tokens)
     group = g.completions_per_prompt
     mine = g.prompts_per_rollout * group // runtime.processes
     updates = 1 if set(g.policies) == {"on_policy"} else g.updates_per_rollout
@@ -244,7 +239,7 @@ def grpo_needs(config: Config, longest_prompt: int = 0, mean_tokens: float = 0) 
         min(g.micro_batch_completions, max(1, mine // updates)),
         row,
         written,
-        trained * (mean_tokens or row),
+        trained * row,
         config.model.lora_rank,
         runtime.processes if runtime.accelerate in ("fsdp2", "zero3") else 1,
         cuda,

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student_t
 
 from lore_lib.config import Config, GrpoConfig
 from lore_lib.sampling.engine import run_sample_jobs, sample_job
-from lore_lib.sampling.intervals import crossed_bootstrap, paired_difference
+from lore_lib.sampling.intervals import crossed_bootstrap, paired_difference, t_interval
 from lore_lib.sampling.pass_at_k import effects_table
 from lore_lib.training.grpo_job import system_names, variants
 
@@ -170,9 +169,7 @@ def look_gains(probes: pd.DataFrame, config: GrpoConfig) -> pd.DataFrame:
     rows = []
     for column, metric in (called | {"mean_tokens": "tokens gain"}).items():
         for name, values in _compared(gain[column].reindex(runs).to_numpy().reshape(shape), config).items():
-            spread = pd.Series(values).std() / len(values) ** 0.5  # NaN of one seed
-            mean, half = values.mean(), student_t.ppf(0.975, len(values) - 1) * spread
-            rows.append((name, metric, mean, mean - half, mean + half, values.min(), values.max()))
+            rows.append((name, metric, *t_interval(values), values.min(), values.max()))
     return pd.DataFrame(rows, columns=_COLUMNS).assign(seeds=len(config.seeds), n=int(probes.pairs.iloc[0]))
 
 

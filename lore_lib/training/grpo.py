@@ -148,6 +148,8 @@ def _explained(job: GrpoJob) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
+        if job.engine == "hf":
+            raise
         raise EngineError(
             f"grpo.engine={job.engine}, but vLLM cannot be imported ({error}): pip install lore-kit[vllm], "
             "or use grpo.engine=hf"

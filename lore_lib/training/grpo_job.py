@@ -249,9 +249,8 @@ def _engine_settings(job: GrpoJob) -> dict[str, Any]:
     """TRL starts vLLM and keeps its weights those of the model in training.
 
     At each rollout and look it merges an adapter for that and sends whole weights; a base in 4 bits would
-    lose by it. vLLM's rounding differs from the trainer's, and its CPU build has been seen to lag behind the
-    weights (the rows have ``engine_gap``): TRL weighs the loss by the ratio of the two probabilities and
-    leaves out completions on which they are too far apart.
+    lose by it. vLLM's rounding differs from the trainer's (the rows have ``engine_gap``): TRL weighs the loss
+    by the ratio of the two probabilities and leaves out completions on which they are too far apart.
     """
     if job.engine == "hf":
         return {}

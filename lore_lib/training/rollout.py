@@ -21,7 +21,7 @@ from trl import GRPOTrainer
 from lore_lib.rng import derive_seed, generator
 from lore_lib.sampling.engine import Drawn, Engine, HfEngine, Sampling
 from lore_lib.sampling.server_engine import ServerEngine
-from lore_lib.sampling.strata import curriculum_window
+from lore_lib.sampling.strata import curriculum_windows
 from lore_lib.sampling.vllm_engine import VllmEngine
 from lore_lib.training.grpo_job import GrpoJob
 from lore_lib.training.rewards import best_hack, habits, reward, training_progress
@@ -36,14 +36,11 @@ def schedule(job: GrpoJob, size: int) -> list[np.ndarray]:
     They depend on the job alone, so that a resumed run draws the same. The first ``prompts_per_rollout`` are
     drawn at once; the others replace groups without signal.
     """
-    places = []
-    for rollout in range(job.rollouts):
-        progress = rollout / max(1, job.rollouts - 1)
-        window = curriculum_window(
-            size, progress, job.window_share, job.variant.curriculum, job.prompts_per_rollout
-        )
-        places.append(generator(job.stream, "prompts", rollout).permutation(np.array(window)))
-    return places
+    how = job.window_share, job.variant.curriculum, job.prompts_per_rollout
+    return [
+        generator(job.stream, "prompts", rollout).permutation(np.array(window))
+        for rollout, window in enumerate(curriculum_windows(size, job.rollouts, *how))
+    ]
 
 
 @contextmanager

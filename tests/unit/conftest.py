@@ -1,16 +1,20 @@
-"""A model behind HTTP, as a vLLM server would have it."""
+"""A model behind HTTP, as a vLLM server would have it; tiny GRPO runs, and a reward in which they vary."""
 
 import json
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 
+from lore_lib.artifacts import write_parquet
 from lore_lib.sampling.engine import load_model, load_tokenizer
+from lore_lib.training.grpo_job import GrpoJob
 
 
 class Server:
@@ -113,3 +117,47 @@ def serve_model() -> Iterator[Callable[[Path, str], Server]]:
     yield serve
     for server in running:
         server.stop()
+
+
+@pytest.fixture
+def grpo_run(tiny_model: Path, tmp_path: Path) -> Callable[..., GrpoJob]:
+    """Makes a run of the tiny model over a pool, whose first two pairs are its probe as well."""
+
+    def make(pool: pd.DataFrame, **changes: Any) -> GrpoJob:
+        job = GrpoJob(
+            base=str(tiny_model),
+            pool=write_parquet(pool, tmp_path / "pool.parquet"),
+            probe=write_parquet(pool.head(2), tmp_path / "probe.parquet"),
+            out=tmp_path / "out",
+            prompts_per_rollout=2,
+            completions_per_prompt=4,
+            updates_per_rollout=2,
+            rollouts=3,
+            learning_rate=1e-2,
+            epsilon=0.2,
+            epsilon_high=0.28,
+            temperature=1.0,
+            max_completion_tokens=6,
+            probe_every_rollouts=1,
+            probe_n=2,
+            seed=3,
+        )
+        return replace(job, **changes)
+
+    return make
+
+
+@pytest.fixture
+def by_length() -> str:
+    """Code for a process of its own: the outcome is paid by length, for a random model is never right."""
+    return """
+from lore_lib.training import grpo, launch
+
+def by_length(completions, drawn=({},), log_metric=None, **_):
+    for name, value in drawn[0].items():
+        log_metric(name, value)
+    return [float(len(text) % 3) for text in completions]
+
+parts = grpo.reward_functions
+grpo.reward_functions = lambda grading: [by_length, *parts(grading)[1:]]
+"""

@@ -147,6 +147,8 @@ def test_vllm_and_the_local_engine_agree_token_by_token(
     assert vllm.generate(PROMPTS, drawn) == first
     assert vllm.generate(PROMPTS, replace(drawn, seed=6)) != first
     assert all(len({g.text for g in row}) > 1 for row in first)
+    more_than_a_step_reads = vllm.generate(PROMPTS * 60, Sampling(n=8, max_completion_tokens=2))
+    assert [len(row) for row in more_than_a_step_reads] == [8] * 180
     del vllm
     adapted = open_vllm(str(adapter), hf.tokenizer, "float32", enforce_eager=True)
     expected = HfEngine(load_model(str(adapter)), hf.tokenizer).generate(PROMPTS, GREEDY)

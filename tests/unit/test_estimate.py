@@ -192,7 +192,7 @@ def test_the_time_of_grpo_counts_refills_a_second_scoring_and_looks(monkeypatch:
         "grpo.probe_pairs": 16,
         "grpo.probe_completions": 4,
     }
-    completions, row = 10 * 4 * 8, 144 + 112
+    completions, row = 10 * 4 * 8, 256
     per_token = training_needs(shape, "float32", 1, row, 168, 1).operations / 6  # of one pass, per 1 of 6
     # each completion: trained on (6), drawn 2.4 times and scored once (2 each); three looks of 64 more
     by_hand = per_token * row * (completions * (6 + 2 * (1 + 1.4) + 2) + 2 * 3 * 64)
@@ -200,7 +200,6 @@ def test_the_time_of_grpo_counts_refills_a_second_scoring_and_looks(monkeypatch:
     once = load_config(overrides=settings | {"grpo.max_refills": 0})
     without = per_token * row * (completions * (6 + 2 + 2) + 2 * 3 * 64)
     assert grpo_needs(once).operations == pytest.approx(without)
-    assert grpo_needs(once, mean_tokens=row / 2).operations == pytest.approx(without / 2)
 
 
 def test_the_default_run_fits_a_laptop() -> None:
@@ -217,13 +216,14 @@ def test_the_default_run_fits_a_laptop() -> None:
 def test_a_rollouts_cache_is_as_large_as_transformers_makes_it(monkeypatch: pytest.MonkeyPatch) -> None:
     shape = Qwen2Config(**SMALL, **HEADS)
     monkeypatch.setattr(estimate, "model_shape", lambda base: shape)
-    config = load_config(overrides={"sampling.batch_completions": 20, "grpo.completions_per_prompt": 8})
-    written, prompt, rows = config.sampling.max_completion_tokens, 30, 16
-    ids = torch.zeros(rows, prompt + written, dtype=torch.long)
+    sizes = {"sampling.batch_completions": 20, "grpo.completions_per_prompt": 8}
+    config = load_config(overrides=sizes | {"sft.max_sequence_tokens": 198})
+    rows = 16
+    ids = torch.zeros(rows, 198, dtype=torch.long)
     with torch.no_grad():
         cache = AutoModelForCausalLM.from_config(shape)(ids, use_cache=True).past_key_values
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-    assert grpo_needs(config, prompt).cache == held + rows * 301 * 4 * 3
+    assert grpo_needs(config).cache == held + rows * 301 * 4 * 3
 
 
 def test_grpo_takes_an_update_or_a_draw_whichever_is_larger_and_names_its_knob_first() -> None:

@@ -69,7 +69,7 @@ from lore_lib.training.sft import SftJob, train_sft
 
 
 @pytest.fixture
-def job(tiny_model: Path, tmp_path: Path) -> GrpoJob:
+def job(grpo_run: Callable[..., GrpoJob]) -> GrpoJob:
     frame = pd.DataFrame(
         {
             "pair_id": [f"p{i}" for i in range(6)],
@@ -78,25 +78,7 @@ def job(tiny_model: Path, tmp_path: Path) -> GrpoJob:
             "label": ["L1", "L2", "L3", "L4", "L1", "L2"],
         }
     )
-    return GrpoJob(
-        base=str(tiny_model),
-        pool=write_parquet(frame, tmp_path / "pool.parquet"),
-        probe=write_parquet(frame.head(2), tmp_path / "probe.parquet"),
-        out=tmp_path / "out",
-        prompts_per_rollout=2,
-        completions_per_prompt=4,
-        updates_per_rollout=2,
-        rollouts=3,
-        learning_rate=1e-2,
-        epsilon=0.2,
-        epsilon_high=0.28,
-        temperature=1.0,
-        max_completion_tokens=6,
-        probe_every_rollouts=1,
-        probe_n=2,
-        seed=3,
-        stream=11,
-    )
+    return grpo_run(frame)
 
 
 class Caught(Exception):
@@ -858,30 +840,17 @@ def test_the_entropy_of_a_look_is_that_of_the_policy_at_its_temperature(job: Grp
     assert policy_entropy(trainer, texts, completions) < 0.5 * found, "a sure policy has little"
 
 
-VARIED = """
-import sys
-from lore_lib.training import grpo, launch
-
-def by_length(completions, drawn=({},), log_metric=None, **_):
-    for name, value in drawn[0].items():
-        log_metric(name, value)
-    return [float(len(text) % 3) for text in completions]
-
-parts = grpo.reward_functions
-grpo.reward_functions = lambda grading: [by_length, *parts(grading)[1:]]
-launch.main(sys.argv[1:])
-"""
-
-
 @pytest.mark.slow
-def test_two_processes_draw_the_rollouts_of_one_and_make_its_updates(job: GrpoJob, tmp_path: Path) -> None:
+def test_two_processes_draw_the_rollouts_of_one_and_make_its_updates(
+    job: GrpoJob, by_length: str, tmp_path: Path
+) -> None:
     """With one update per rollout: of several, TRL deals the completions to the updates in another order.
 
     Sums are taken in another order too: float32 rounding, which Adam carries on. Each batch is of one prompt,
     so that both processes draw; refills included, for a random model never earns the real reward.
     """
     script = tmp_path / "varied.py"
-    script.write_text(VARIED, encoding="utf-8")
+    script.write_text(f"import sys\n{by_length}\nlaunch.main(sys.argv[1:])\n", encoding="utf-8")
     whole = replace(
         job,
         device="cpu",

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from lore_lib.cli import commands
 from lore_lib.errors import ArtifactError
-from lore_lib.run.seeds import differing_settings, over_seeds
+from lore_lib.run.seeds import differing_settings, over_seeds, runs_of_a_stage
 from lore_lib.run.stage import open_stage
 
 STAGE = "00_start_here"
@@ -28,7 +28,7 @@ def runs(kit: Any) -> list[str]:
 
 
 def test_the_interval_is_students_t_over_the_runs(runs: list[str]) -> None:
-    table = over_seeds(runs, STAGE)
+    table = over_seeds(runs_of_a_stage(runs, STAGE))
     assert table.name.tolist() == ["pass@1 | direct"], "what one run lacks cannot be compared"
     row = table.iloc[0]
     # standard deviation .1, of the mean .1 / sqrt 3; t of two degrees of freedom is 4.303
@@ -39,13 +39,13 @@ def test_the_interval_is_students_t_over_the_runs(runs: list[str]) -> None:
 
 def test_what_is_no_draw_of_its_own_is_refused(runs: list[str]) -> None:
     with pytest.raises(ArtifactError, match="one run has no spread"):
-        over_seeds(runs[:1], STAGE)
+        runs_of_a_stage(runs[:1], STAGE)
     with pytest.raises(ArtifactError, match="several runs have the seed 3"):
-        over_seeds([*runs, made("again", 3, 0.9)], STAGE)
+        runs_of_a_stage([*runs, made("again", 3, 0.9)], STAGE)
     with pytest.raises(ArtifactError, match=r"run 'r1' has not finished '04_pass_at_8'"):
-        over_seeds(runs, "04_pass_at_8")
+        runs_of_a_stage(runs, "04_pass_at_8")
     with pytest.raises(ArtifactError, match=r"no run 'r9' in .*r1, r2, r3"):
-        over_seeds([*runs, "r9"], STAGE)
+        runs_of_a_stage([*runs, "r9"], STAGE)
 
 
 def test_the_command_shows_the_table_and_names_other_differences(runs: list[str]) -> None:
@@ -54,4 +54,4 @@ def test_the_command_shows_the_table_and_names_other_differences(runs: list[str]
     assert shown.exit_code == 0, shown.output
     assert "pass@1 | direct" in shown.output
     assert "differ in world.label_noise too" in shown.output
-    assert differing_settings(runs[:3], STAGE) == []
+    assert differing_settings(runs_of_a_stage(runs[:3], STAGE)) == []

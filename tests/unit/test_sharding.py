@@ -7,7 +7,9 @@ what runs on GPUs, but for their number formats, the all-reduce of NCCL and the 
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -31,7 +33,7 @@ ON_CPU = """
 import os, sys
 from accelerate import state
 from accelerate.utils import DistributedType
-from lore_lib.training import grpo, launch, sft
+from lore_lib.training import sft
 
 start = state.AcceleratorState.__init__
 
@@ -50,23 +52,20 @@ def killed(self, *args, **kwargs):
 
 sft._Trainer.training_step = killed
 
-def by_length(completions, drawn=({},), log_metric=None, **_):
-    for name, value in drawn[0].items():
-        log_metric(name, value)
-    return [float(len(text) % 3) for text in completions]
-
-parts = grpo.reward_functions
-grpo.reward_functions = lambda grading: [by_length, *parts(grading)[1:]]
-launch.main(sys.argv[1:])
 """
 
 
-def launched(job: Job, folder: Path, processes: int, **environment: str) -> int:
-    """Train a job by the shipped file, on CPUs; returns the exit status."""
+@pytest.fixture
+def launched(tmp_path: Path, by_length: str) -> Callable[..., int]:
+    """Trains a job by the shipped file, on CPUs; returns the exit status."""
+    return partial(launch_on_cpus, f"{ON_CPU}\n{by_length}\nlaunch.main(sys.argv[1:])\n", tmp_path)
+
+
+def launch_on_cpus(code: str, folder: Path, job: Job, processes: int, **environment: str) -> int:
     shipped = yaml.safe_load((ROOT / "configs/accelerate/fsdp2.yaml").read_text(encoding="utf-8"))
     file, script = folder / "fsdp2.yaml", folder / "on_cpu.py"
     file.write_text(yaml.safe_dump(shipped | {"use_cpu": True, "mixed_precision": "no"}), encoding="utf-8")
-    script.write_text(ON_CPU, encoding="utf-8")
+    script.write_text(code, encoding="utf-8")
     how = ["--config_file", str(file), "--num_processes", str(processes)]
     launcher = ["-m", "accelerate.commands.launch", *how] if processes > 1 else []
     command = [sys.executable, *launcher, str(script), str(write_job(job, folder / "job.json"))]
@@ -94,14 +93,16 @@ def sft(tiny_model: Path, tmp_path: Path) -> SftJob:
 
 
 @pytest.mark.slow
-def test_sharded_tuning_is_that_of_one_process_also_after_a_kill(sft: SftJob, tmp_path: Path) -> None:
+def test_sharded_tuning_is_that_of_one_process_also_after_a_kill(
+    sft: SftJob, launched: Callable[..., int], tmp_path: Path
+) -> None:
     """But for float32 rounding: sums of gradients are taken in another order."""
     train_sft(sft)
     shards = replace(sft, out=tmp_path / "two")
-    assert launched(shards, tmp_path, 2, KILLED_AT="2") != 0
+    assert launched(shards, 2, KILLED_AT="2") != 0
     assert (shards.out / "checkpoint-2" / "pytorch_model_fsdp.bin").exists(), "it was sharded"
     assert not (shards.out / FINISHED).exists()
-    assert launched(shards, tmp_path, 2) == 0
+    assert launched(shards, 2) == 0
     one, two = ([row["loss"] for row in training_history(folder)] for folder in (sft.out, shards.out))
     assert len(one) == 7
     assert two == pytest.approx(one, rel=1e-5)
@@ -109,51 +110,43 @@ def test_sharded_tuning_is_that_of_one_process_also_after_a_kill(sft: SftJob, tm
 
 
 @pytest.mark.slow
-def test_a_sharded_adapter_is_merged_into_the_model_of_one_process(sft: SftJob, tmp_path: Path) -> None:
+def test_a_sharded_adapter_is_merged_into_the_model_of_one_process(
+    sft: SftJob, launched: Callable[..., int], tmp_path: Path
+) -> None:
     one = replace(sft, lora_rank=2, epochs=2)
     train_sft(one)
     shards = replace(one, out=tmp_path / "two")
-    assert launched(shards, tmp_path, 2) == 0
+    assert launched(shards, 2) == 0
     assert not list(shards.out.glob("checkpoint-*"))
     same_weights(one.out, shards.out, 1e-5)
 
 
 @pytest.fixture
-def grpo(tiny_model: Path, tmp_path: Path) -> GrpoJob:
+def grpo(grpo_run: Callable[..., GrpoJob]) -> GrpoJob:
     """Five prompts, two of them drawn first, a batch of one prompt: one process draws more than the other."""
     frame = pd.DataFrame({"pair_id": [f"p{i}" for i in range(5)], "query_id": [f"q{i}" for i in range(5)]})
     frame["prompt"] = [f"query: navy dress\ntitle: dress\nprice: {i}" for i in range(5)]
     frame["label"] = ["L1", "L2", "L3", "L4", "L1"]
-    return GrpoJob(
-        base=str(tiny_model),
-        pool=write_parquet(frame, tmp_path / "pool.parquet"),
-        probe=write_parquet(frame.head(2), tmp_path / "probe.parquet"),
-        out=tmp_path / "one",
-        prompts_per_rollout=2,
-        completions_per_prompt=4,
-        updates_per_rollout=1,
+    once = Variant("on_policy")
+    return grpo_run(
+        frame,
+        variant=once,
         rollouts=2,
         learning_rate=1e-3,
-        epsilon=0.2,
-        epsilon_high=0.28,
-        temperature=1.0,
-        max_completion_tokens=6,
-        probe_every_rollouts=1,
-        probe_n=2,
         window_share=1.0,
-        variant=Variant("on_policy"),
         batch_completions=4,
-        seed=3,
         device="cpu",
     )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 2], ids=["all weights", "adapter"])
-def test_sharded_rollouts_are_those_of_one_process(grpo: GrpoJob, tmp_path: Path, rank: int) -> None:
+def test_sharded_rollouts_are_those_of_one_process(
+    grpo: GrpoJob, launched: Callable[..., int], tmp_path: Path, rank: int
+) -> None:
     one = replace(grpo, lora_rank=rank)
     shards = replace(one, out=tmp_path / "two")
-    assert launched(one, tmp_path, 1) == launched(shards, tmp_path, 2) == 0
+    assert launched(one, 1) == launched(shards, 2) == 0
     (history, looks), (sharded, sharded_looks) = run_rows(one.out), run_rows(shards.out)
     assert history.refill_share.tolist() == [1.5, 1.5], "a random model never earns the real reward"
     for name in ("mean_tokens", "refill_share"):
