@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import sys
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -68,7 +70,7 @@ class Check:
         """time_s from 0, query, item_id."""
         asked = self._asked(np.concatenate([chunk.pair for chunk in self.ahead]))
         moments = np.concatenate([chunk.time_s for chunk in self.ahead]) - self.day_s
-        return asked[["query", "item_id"]].assign(time_s=moments)
+        return asked[["query", "item_id"]].assign(time_s=np.maximum(moments, 0.0))
 
     @property
     def counts(self) -> pd.Series:
@@ -91,7 +93,7 @@ class Check:
         hot = np.argsort(-demand, kind="stable")
         table = self._asked(hot[demand[hot] >= self.config.admit_count])
         table = table[table["query"].isin(head) & (table["llm_label"] != "")].head(self.config.cache_pairs)
-        return table.rename(columns={"llm_label": "label"})[["query", "item_id", "label"]]
+        return table[["query", "item_id", "llm_label"]].rename(columns={"llm_label": "label"})
 
     def _asked(self, pairs: Ints) -> pd.DataFrame:
         return self.judged.iloc[self.population.row[pairs]].reset_index(drop=True)
@@ -161,13 +163,14 @@ def plan(
     table = judged.assign(query_id=judged["query_id"].astype(str)).sort_values("query_id", kind="stable")
     rate = pace(serving, shares.to_numpy(), times).per_second
     day_s = PAST_REQUESTS / rate
-    requests = PAST_REQUESTS + int(2 * rate * serving.check_seconds) + 100
+    end_s = day_s + serving.check_seconds
+    stream = request_stream(
+        shares.to_numpy(), population.pairs_per_query, serving, sys.maxsize, rate, day_s, rng
+    )  # so many never come: what bounds it is its time
     past, ahead = [], []
-    for chunk in request_stream(
-        shares.to_numpy(), population.pairs_per_query, serving, requests, rate, day_s, rng
-    ):
-        soon = chunk.time_s < day_s + serving.check_seconds
-        if chunk.begin_s < day_s:
+    for chunk in itertools.takewhile(lambda chunk: chunk.begin_s < end_s, stream):
+        soon = chunk.time_s < end_s
+        if chunk.begin_s < day_s * (1 - 1e-9):  # steps add up to a day but for a rounding
             past.append(chunk)
         elif soon.any():
             part = {name: getattr(chunk, name)[soon] for name in ("time_s", "rank", "query", "pair")}
