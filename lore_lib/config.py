@@ -21,6 +21,7 @@ Curriculum = Literal["easy_to_hard", "shuffled"]
 Policy = Literal["clip_higher", "symmetric", "on_policy"]
 Outcome = Literal["exact", "same_side", "ordinal"]
 RolloutEngine = Literal["hf", "vllm", "server"]
+Schedule = Literal["linear", "constant"]
 Retrieval = Literal["bm25", "dense", "hybrid"]
 PROFILES: tuple[str, ...] = get_args(Profile)
 
@@ -205,7 +206,8 @@ class GrpoConfig(_Frozen):
     url: str = "http://localhost:8000/v1"  # of a `vllm serve` that takes weights (server)
     max_refills: int = Field(default=2, ge=0)  # further draws to replace groups without signal
     window_share: float = Field(default=0.5, gt=0, le=1)  # of the ordered pool, from which a rollout draws
-    learning_rate: float = Field(default=3e-4, gt=0)  # constant
+    learning_rate: float = Field(default=3e-4, gt=0)  # at its peak, after the first rollout
+    schedule: Schedule = "linear"  # the rate falls to 0 at the last rollout, or stays as it is
     epsilon: float = Field(default=0.2, gt=0, lt=1)  # lower clip: ratio >= 1 - epsilon
     epsilon_high: float = Field(default=0.28, gt=0)  # upper clip: ratio <= 1 + epsilon_high
     outcome: Outcome = "same_side"  # what a wrong label is worth
@@ -487,6 +489,7 @@ PROFILE_TABLE: dict[str, tuple[Any, Any, Any]] = {
     "grpo.rollouts": (2, 12, 200),
     "grpo.engine": (None, None, "vllm"),
     "grpo.learning_rate": (None, 2e-5, 1e-5),
+    "grpo.schedule": (None, None, "constant"),
     "grpo.probe_every_rollouts": (1, 4, 20),
     "grpo.probe_pairs": (12, 120, None),
     "grpo.probe_completions": (4, None, None),

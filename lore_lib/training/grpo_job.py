@@ -13,7 +13,7 @@ from typing import Any
 
 from trl import GRPOConfig
 
-from lore_lib.config import Config, Curriculum, GrpoConfig, Policy, RolloutEngine
+from lore_lib.config import Config, Curriculum, GrpoConfig, Policy, RolloutEngine, Schedule
 from lore_lib.errors import DataError
 from lore_lib.rng import derive_seed
 from lore_lib.training.rewards import Grading
@@ -56,6 +56,8 @@ class GrpoJob:
         rollouts: how many rollouts, unless the probe stops the run.
         learning_rate, epsilon, epsilon_high, temperature: of the method; the policy symmetric has both bounds
             at epsilon.
+        schedule: of the learning rate after its rise in the first rollout: "linear", down to 0 at the last
+            rollout, or "constant".
         max_completion_tokens: longest completion.
         probe_every_rollouts: how often the probe set is sampled.
         probe_n: samples per probe pair.
@@ -104,6 +106,7 @@ class GrpoJob:
     lora_rank: int = 0
     seed: int = 0
     stream: int = 0
+    schedule: Schedule = "linear"
     dtype: str = "float32"
     device: str = "auto"
 
@@ -144,6 +147,7 @@ def grpo_job(
         updates_per_rollout=g.updates_per_rollout,
         rollouts=g.rollouts,
         learning_rate=g.learning_rate,
+        schedule=g.schedule,
         epsilon=g.epsilon,
         epsilon_high=g.epsilon_high,
         temperature=s.temperature,
@@ -217,7 +221,7 @@ def grpo_config(job: GrpoJob, processes: int = 1) -> GRPOConfig:
         gradient_accumulation_steps=mine // micro,
         steps_per_generation=job.updates * mine // micro,
         num_generations=job.completions_per_prompt,
-        lr_scheduler_type="constant_with_warmup",
+        lr_scheduler_type="linear" if job.schedule == "linear" else "constant_with_warmup",
         warmup_steps=job.updates,
         adam_beta2=0.98,
         weight_decay=0.0,

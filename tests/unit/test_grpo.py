@@ -43,10 +43,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from safetensors.torch import load_file
+from transformers import get_scheduler
 from trl import GRPOConfig, GRPOTrainer
 
 from lore_lib.artifacts import read_jsonl, write_parquet
-from lore_lib.config import Curriculum, Policy, RuntimeConfig, load_config
+from lore_lib.config import Curriculum, Policy, RuntimeConfig, Schedule, load_config
 from lore_lib.errors import ArtifactError, ConfigError, DataError, EngineError
 from lore_lib.sampling.engine import Drawn, load_model, load_tokenizer
 from lore_lib.training.checkpoints import FINISHED
@@ -104,6 +105,32 @@ def test_a_job_follows_the_config(tmp_path: Path) -> None:
     assert (job.rollouts, job.batch_completions, job.device) == (3, 64, "cpu")
     assert job.probe_n == config.grpo.probe_completions == 8, "looks show the pass@8 that is spoken of"
     assert (job.temperature, job.max_completion_tokens) == (1.0, 168)
+    assert job.schedule == "linear"
+    constant = load_config(overrides={"grpo.schedule": "constant"})
+    assert grpo_job(constant, tmp_path / "base", **files, seed=2).schedule == "constant"
+
+
+@pytest.mark.parametrize(
+    ("schedule", "falling"), [("linear", [0.75, 0.5, 0.25, 0.0]), ("constant", [1.0] * 4)]
+)
+def test_the_rate_rises_over_a_rollout_then_falls_or_stays(
+    job: GrpoJob, schedule: Schedule, falling: list[float]
+) -> None:
+    config = grpo_config(replace(job, schedule=schedule))  # 3 rollouts of 2 updates
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=config.learning_rate)
+    rate = get_scheduler(
+        config.lr_scheduler_type,
+        optimizer,
+        num_warmup_steps=config.get_warmup_steps(config.max_steps),
+        num_training_steps=config.max_steps,
+    )
+    rates = []
+    for _ in range(config.max_steps + 1):
+        rates.append(optimizer.param_groups[0]["lr"] / job.learning_rate)
+        optimizer.step()
+        rate.step()
+    assert rates == pytest.approx([0.0, 0.5, 1.0, *falling])
 
 
 @pytest.fixture
