@@ -355,7 +355,8 @@ def lost_reach(artefacts: Artefacts) -> list[Finding]:
     sign = "pass@k is lost"
     remedy = (
         "the policy narrows more than it learns: let the rate fall (grpo.schedule=linear), stop earlier, "
-        "draw more prompts (sampling.pool_pairs) or from the whole pool at all times (grpo.curricula=[shuffled])"
+        "draw more prompts (sampling.pool_pairs) or from the whole pool at all times "
+        "(grpo.curricula=[shuffled])"
     )
     before, tuned = artefacts.before, artefacts.tuned
     if len(before) and len(tuned):
