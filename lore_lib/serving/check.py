@@ -70,7 +70,7 @@ class Check:
         """time_s from 0, query, item_id."""
         asked = self._asked(np.concatenate([chunk.pair for chunk in self.ahead]))
         moments = np.concatenate([chunk.time_s for chunk in self.ahead]) - self.day_s
-        return asked[["query", "item_id"]].assign(time_s=np.maximum(moments, 0.0))
+        return asked[["query", "item_id"]].assign(time_s=moments)
 
     @property
     def counts(self) -> pd.Series:
@@ -170,7 +170,7 @@ def plan(
     past, ahead = [], []
     for chunk in itertools.takewhile(lambda chunk: chunk.begin_s < end_s, stream):
         soon = chunk.time_s < end_s
-        if chunk.begin_s < day_s * (1 - 1e-9):  # steps add up to a day but for a rounding
+        if chunk.begin_s < day_s:
             past.append(chunk)
         elif soon.any():
             part = {name: getattr(chunk, name)[soon] for name in ("time_s", "rank", "query", "pair")}

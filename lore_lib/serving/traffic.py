@@ -234,11 +234,12 @@ def request_stream(
     first = np.concatenate([[0], np.cumsum(pairs_per_query)])
     at_rank, edges = np.arange(len(shares)), np.cumsum(shares) / np.sum(shares)
     busiest = per_second * (1 + config.daily_swing) * max(1.0, config.burst_factor)
-    step_s = day_s / max(STEPS_PER_DAY, int(np.ceil(day_s * busiest / CHUNK_REQUESTS)))
+    steps = max(STEPS_PER_DAY, int(np.ceil(day_s * busiest / CHUNK_REQUESTS)))
+    step_s = day_s / steps
     grid = np.linspace(0, step_s, 1 + max(1, round(MINUTES * step_s / day_s)))
     burst_until, burst_rank, left, number = 0.0, 0, requests, 0
     while left > 0:
-        begin, part = number * step_s, step_s / day_s
+        begin, part = number / steps * day_s, step_s / day_s  # a day begins when the one before has ended
         if number and len(at_rank) > 1:
             _swap(at_rank, rng.poisson(config.drift_per_day * part * len(shares) / 2), rng)
         changed, replaced = (

@@ -357,7 +357,8 @@ def test_a_run_with_a_gentle_rate_keeps_format_and_entropy(guesser: GrpoJob, tmp
 
 def test_a_run_with_far_too_high_a_rate_loses_its_format(guesser: GrpoJob, tmp_path: Path) -> None:
     run = trained(replace(guesser, learning_rate=2e-2), tmp_path / "run")
-    assert {"format is lost", "a hack earns as much", "pass@k is lost"} <= found(run)
+    assert {"format is lost", "a hack earns as much", "pass@k is lost", "groups without signal"} <= found(run)
+    assert run.probes.parse_rate.iloc[-1] == 0, "its entropy may be anything: that depends on the CPU"
 
 
 def test_a_token_limit_that_cuts_every_answer_is_named(guesser: GrpoJob, tmp_path: Path) -> None:
@@ -369,17 +370,14 @@ def test_a_token_limit_that_cuts_every_answer_is_named(guesser: GrpoJob, tmp_pat
 def test_a_pool_of_nearly_one_label_ends_in_one_label_without_entropy(
     guesser: GrpoJob, tmp_path: Path
 ) -> None:
-    """Most groups are equal by then; those that are trained on differ to the last.
-
-    At such a rate a run in three or so goes another way, and which one depends on the CPU: so one of three.
-    """
+    """Most groups are equal by then; those that are trained on differ to the last."""
     labels = ["L1", *["L4"] * (len(DRESSES) - 1)]  # of one label alone a pool is refused
     pool = write_parquet(DRESSES.assign(label=labels), tmp_path / "pool.parquet")
     paid = replace(guesser, pool=pool, grading=Grading("exact"), learning_rate=2e-3, rollouts=14)
-    signs = {"one label for everything", "a hack earns as much", "reward plateau: entropy collapse"}
-
-    def collapses(stream: int) -> bool:
-        run = trained(replace(paid, stream=stream), tmp_path / str(stream))
-        return signs <= found(run) and bool(run.probes.entropy.iloc[-1] < 0.25 * run.probes.entropy.iloc[0])
-
-    assert any(collapses(stream) for stream in range(3))
+    run = trained(paid, tmp_path / "run")
+    assert found(run) >= {
+        "one label for everything",
+        "a hack earns as much",
+        "reward plateau: entropy collapse",
+    }
+    assert run.probes.entropy.iloc[-1] < 0.25 * run.probes.entropy.iloc[0]
